@@ -1,0 +1,130 @@
+"""`mechscope models`: what is embedded, the sites of a model, its card, and whether its two views agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from app import console
+from app.command import Common
+
+
+@dataclass(frozen=True)
+class List(Common):
+    """List the models that come with the package."""
+
+
+@dataclass(frozen=True)
+class Sites(Common):
+    """List the sites of a model: name, shape, and what transformer-lens calls it."""
+
+    name: tyro.conf.Positional[str]
+    """Embedded model, local Hugging Face folder, or hub id."""
+    pattern: tyro.conf.Positional[str] = "*"
+    """Shell pattern of the sites to list, such as 'resid_*' or '*.2'."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+
+
+@dataclass(frozen=True)
+class Card(Common):
+    """Print the card of an embedded model: what it is, what it was trained on, its licence."""
+
+    name: tyro.conf.Positional[str]
+    """Embedded model."""
+
+
+@dataclass(frozen=True)
+class Verify(Common):
+    """Compare the logits of a model's two views: plain Hugging Face and the transformer-lens bridge."""
+
+    name: tyro.conf.Positional[str]
+    """Embedded model, local Hugging Face folder, or hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+    dtype: str = "float32"
+    """Number format: float32, bfloat16, float16 or float64."""
+    device: str | None = None
+    """Where to compute; the first GPU, else the CPU, unless given."""
+    tolerance: float = 1e-3
+    """Largest difference of a logit that is accepted."""
+
+
+Args = (
+    Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Sites, tyro.conf.subcommand("sites")]
+    | Annotated[Card, tyro.conf.subcommand("card")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+)
+
+
+def run(args: List | Sites | Card | Verify) -> dict[str, Any]:
+    """Do what `args` ask for and return it as a dictionary."""
+    if isinstance(args, List):
+        return _list()
+    if isinstance(args, Sites):
+        return _sites(args)
+    if isinstance(args, Card):
+        return _card(args)
+    return _verify(args)
+
+
+def _list() -> dict[str, Any]:
+    from interp.models.embedded import embedded_config, embedded_models, stored_bytes
+
+    found = []
+    for name in embedded_models():
+        config = embedded_config(name)
+        found.append(
+            {
+                "name": name,
+                "family": config.get("model_type"),
+                "layers": config.get("n_layer", config.get("num_hidden_layers")),
+                "d_model": config.get("n_embd", config.get("hidden_size")),
+                "heads": config.get("n_head", config.get("num_attention_heads")),
+                "vocabulary": config.get("vocab_size"),
+                "context": config.get("n_positions", config.get("max_position_embeddings")),
+                "MiB": round(stored_bytes(name) / 2**20, 1),
+            }
+        )
+    headers = ["name", "family", "layers", "d_model", "heads", "vocabulary", "context", "MiB"]
+    console.table(headers, [[row[header] for header in headers] for row in found])
+    console.emit("A local Hugging Face folder or a hub id is used in the same way.")
+    return {"models": found}
+
+
+def _sites(args: Sites) -> dict[str, Any]:
+    from interp.models import ModelSpec, load_model
+
+    model = load_model(ModelSpec(args.name, revision=args.revision))
+    rows = [(str(site), model.shape(site), site.lens_name) for site in model.sites(args.pattern)]
+    if rows:
+        console.table(["site", "shape", "transformer-lens"], rows)
+    else:
+        console.emit(f"{args.name} has no site {args.pattern}.")
+    names = ("site", "shape", "transformer_lens")
+    return {"model": args.name, "sites": [dict(zip(names, row, strict=True)) for row in rows]}
+
+
+def _card(args: Card) -> dict[str, Any]:
+    from interp.models.embedded import card
+
+    text = card(args.name)
+    console.emit(text.rstrip("\n"))
+    return {"model": args.name, "card": text}
+
+
+def _verify(args: Verify) -> dict[str, Any]:
+    from interp.models import ModelSpec, load_model
+
+    model = load_model(ModelSpec(args.name, revision=args.revision, dtype=args.dtype), device=args.device)
+    difference = model.verify()
+    ok = difference <= args.tolerance  # NaN is not
+    verdict = "they agree" if ok else "they DIFFER"
+    console.emit(
+        f"{args.name}: the logits of the two views differ by at most {difference:.2g} "
+        f"(accepted: {args.tolerance:g}); {verdict}."
+    )
+    return {"model": args.name, "difference": difference, "tolerance": args.tolerance, "ok": ok}

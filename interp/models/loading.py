@@ -1,0 +1,270 @@
+"""From a name to a `ModelHandle`: embedded models, local Hugging Face folders, hub ids, ready modules.
+
+Embedded and local names never touch the network. Weights are read from safetensors only: pickled `.bin` files can run
+code when they are opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from interp.models.embedded import embedded_models
+from interp.models.handle import ModelHandle
+from interp.models.spec import ModelSpec
+from interp.models.taps import TAPS
+from interp.names import unknown
+from interp.types import WeightStep
+
+CONVERT = (
+    'python -c "import sys, torch, safetensors.torch as s; '
+    "w = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+    "s.save_file({k: v.clone().contiguous() for k, v in w.items()}, sys.argv[2], {'format': 'pt'})\" "
+    "pytorch_model.bin model.safetensors"
+)
+"""A user's own command that turns pickled weights into safetensors without running code from the file."""
+
+INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_OTHERS = "A model is one of these, a local Hugging Face folder, or a hub id such as openai-community/gpt2."
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_model(
+    spec: ModelSpec | str | nn.Module,
+    *,
+    device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    token: str | None = None,
+    tokenizer: Any = None,
+) -> ModelHandle:
+    """Return a handle on the model that `spec` names.
+
+    Args:
+        spec: a `ModelSpec`, a name (embedded model, local folder, hub id), or a ready Hugging Face module, which the
+            handle then owns: it is put in evaluation mode and its parameters stop taking gradients.
+        device: where to put it; None is the first GPU, else the CPU (a ready module stays where it is).
+        device_map: for a model spread over devices, as in transformers; excludes `device`.
+        token: of the hub, for private and gated repositories.
+        tokenizer: used instead of the one stored with the model.
+
+    Raises:
+        ValueError: for an unknown name, a damaged or unsupported folder, an unsupported architecture.
+    """
+    if device is not None and device_map is not None:
+        raise ValueError("Pass device or device_map, not both: device_map says where each part goes.")
+    if isinstance(spec, nn.Module):
+        _check_family(getattr(spec, "config", None), type(spec).__name__)
+        if getattr(spec, "get_output_embeddings", lambda: None)() is None:
+            raise ValueError(f"{type(spec).__name__} has no language-model head; pass the module that has one.")
+        module: Any = spec if device is None else spec.to(device)
+        dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+        return ModelHandle(ModelSpec(type(spec).__name__, dtype=dtype), module, tokenizer)
+    spec = ModelSpec(spec) if isinstance(spec, str) else spec
+    folder = find_folder(spec.name, spec.revision, token)
+    module = _load_module(folder, spec, device, device_map)
+    handle = ModelHandle(spec, module, tokenizer if tokenizer is not None else _load_tokenizer(folder, module.config))
+    for step in spec.recipe:
+        if isinstance(step, WeightStep):
+            step.apply(handle.module)
+        else:
+            step.attach(handle)
+    return handle
+
+
+def find_folder(name: str, revision: str | None = None, token: str | None = None) -> Path:
+    """Return the folder with the files of the model `name`, fetched from the hub if it is neither embedded nor local.
+
+    Raises:
+        ValueError: if there is no such model, or it has no safetensors.
+    """
+    embedded = embedded_models()
+    local = Path(name).expanduser()
+    if name in embedded or local.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} is for hub repositories; {name!r} is on this machine.")
+        return embedded.get(name, local)
+    if local.is_file():
+        raise ValueError(f"{name} is a file; a model is a Hugging Face folder with config.json and safetensors.")
+    if name.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(name):
+        raise ValueError(
+            f"There is no folder {name}. Embedded models: {', '.join(embedded) or 'none'}. "
+            "A hub id looks like openai-community/gpt2."
+        )
+    return _fetch(name, revision, token)
+
+
+def _fetch(name: str, revision: str | None, token: str | None) -> Path:
+    """Return the folder of a hub repository: from the cache when offline, else downloaded."""
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    try:
+        if hub.is_offline_mode():
+            return Path(hub.snapshot_download(name, revision=revision, local_files_only=True))
+        wanted = _wanted(name, hub.list_repo_files(name, revision=revision, token=token))
+        return Path(hub.snapshot_download(name, revision=revision, token=token, allow_patterns=wanted))
+    except errors.LocalEntryNotFoundError as error:
+        why = "The hub's cache on this machine does not hold it, and the hub is offline (HF_HUB_OFFLINE)."
+        raise ValueError(_nowhere(name, why)) from error
+    except errors.GatedRepoError as error:
+        raise ValueError(f"{name} is gated: accept its terms on the hub, then pass token= or set HF_TOKEN.") from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"The hub repository {name} has no revision {revision!r}.") from error
+    except errors.RepositoryNotFoundError as error:
+        why = "The hub does not know it either, or it is private (pass token= or set HF_TOKEN)."
+        raise ValueError(_nowhere(name, why)) from error
+    except ValueError:
+        raise
+    except Exception as error:  # a dead network: the HTTP library below, and its errors, differ between versions
+        try:
+            return Path(hub.snapshot_download(name, revision=revision, local_files_only=True))
+        except errors.LocalEntryNotFoundError:
+            why = f"The hub's cache does not hold it, and the hub could not be reached ({type(error).__name__})."
+            raise ValueError(_nowhere(name, why)) from error
+
+
+def _nowhere(name: str, why: str) -> str:
+    return f"{unknown('model', name, embedded_models())} {why} {_OTHERS}"
+
+
+def _wanted(name: str, names: list[str]) -> list[str]:
+    """Return the files of a hub repository to fetch: configuration, tokenizer, safetensors, nothing else."""
+    top = [one for one in names if "/" not in one]
+    weights = [one for one in top if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", one)]
+    if INDEX in top and "model.safetensors" in weights:
+        weights = ["model.safetensors"]  # the same weights twice: shards and whole
+    if not weights:
+        raise ValueError(_no_safetensors(name, top))
+    keep = (".json", ".model", ".txt", ".jinja")
+    return [*weights, *(one for one in top if one.endswith(keep))]
+
+
+def _no_safetensors(where: str, names: list[str]) -> str:
+    pickled = [one for one in names if one.endswith((".bin", ".pt", ".pth"))]
+    if not pickled:
+        return f"{where} has no weights: model.safetensors, or {INDEX} with its shards, was expected."
+    return (
+        f"{where} has its weights in {pickled[0]} only. Such files are pickles, which can run code when opened; only "
+        f"safetensors are read. In a folder with a copy of it, convert it yourself: {CONVERT}"
+    )
+
+
+def _load_module(folder: Path, spec: ModelSpec, device: Any, device_map: Any) -> Any:
+    """Return the Hugging Face module in `folder`, cast to the format of `spec`."""
+    _check_config(folder)
+    _check_weights(folder)
+    from transformers import AutoModelForCausalLM
+
+    with _no_progress_bars():
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, spec.dtype),
+                device_map=device_map,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # a configuration can lead transformers into an error of any kind
+            why = " ".join(str(error).split())
+            raise ValueError(f"The model in {folder} cannot be built: {why}") from error
+    module, report = loaded
+    absent = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    if absent:
+        raise ValueError(
+            f"The weights in {folder} lack {len(absent)} tensors of the shape that config.json asks for, such as "
+            f"{absent[0]}; they would be random. Are config.json and the weights of one model?"
+        )
+    if device_map is not None:
+        return module
+    return module.to(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check_config(folder: Path) -> None:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no config.json, so it is no Hugging Face model folder.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}. Fetch it again.") from error
+    _check_family(config, str(folder))
+
+
+def _check_family(config: Any, where: str) -> None:
+    family = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
+    if family not in TAPS:
+        raise ValueError(
+            f"{where} is of the architecture {family or 'none (it has no configuration)'}. Supported are the causal "
+            f"language models of three families: GPT-2 (gpt2), GPT-NeoX and Pythia (gpt_neox), and Llama (llama)."
+        )
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise ValueError if a safetensors file of `folder` is missing or damaged, before anything is built."""
+    from safetensors import SafetensorError, safe_open
+
+    if (folder / "model.safetensors").is_file():
+        paths = [folder / "model.safetensors"]
+    elif (folder / INDEX).is_file():
+        try:
+            shards = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{folder / INDEX} is damaged: {error}. Fetch it again.") from error
+        paths = [folder / Path(shard).name for shard in shards]
+    else:
+        raise ValueError(_no_safetensors(str(folder), sorted(path.name for path in folder.iterdir())))
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{folder} lacks {path.name}, which {INDEX} lists. Fetch it again.")
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or damaged ({error}). Fetch it again.") from error
+
+
+def _load_tokenizer(folder: Path, config: Any) -> Any:
+    """Return the tokenizer in `folder`, or None if it holds none."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        if (folder / "tokenizer_config.json").is_file() or not (folder / "tokenizer.json").is_file():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        plain = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        for role in ("bos", "eos"):  # a bare tokenizer.json does not say which token is which; the model does
+            index = getattr(config, f"{role}_token_id", None)
+            if isinstance(index, int) and 0 <= index < len(plain):
+                setattr(plain, f"{role}_token", plain.convert_ids_to_tokens(index))
+        return plain
+    except Exception as error:  # the Rust side raises bare Exception
+        raise ValueError(f"The tokenizer in {folder} cannot be read: {error}. Fetch its files again.") from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Silence transformers' bars while weights load."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
