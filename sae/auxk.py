@@ -1,0 +1,42 @@
+"""AuxK: let latents that have fallen silent model what the others leave (Gao et al. 2024, sec. A.2).
+
+    e = stopgrad(x - x_hat)      z_aux = relu of the k_aux largest pre-activations among dead latents
+    L_aux = ||e - z_aux W_dec||^2 / ||e - mean e||^2 · min(n_dead / k_aux, 1)
+
+The decoder's bias stays out (it belongs to x_hat), and gradient reaches the encoder rows of the dead latents that
+were picked: without that, none of them can come back. Only the dead latents' rows are multiplied.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae import kernels
+from sae.code import Code
+from sae.model import Sae
+
+
+def auxk_loss(
+    x: Float[Tensor, "batch d_in"],
+    recon: Float[Tensor, "batch d_in"],
+    dead: Bool[Tensor, " d_sae"],
+    sae: Sae,
+) -> Float[Tensor, ""]:
+    """Return the auxiliary loss (about 1 when the dead latents explain nothing), 0 where no latent is dead."""
+    latents = dead.nonzero().squeeze(1)
+    if latents.numel() == 0:
+        return x.new_zeros(())
+    k_aux = max(1, sae.d_in // 2)
+    k = min(k_aux, latents.numel())
+    centred = x - sae.b_dec
+    with torch.no_grad():
+        error = (x - recon).detach()
+        pre = torch.addmm(sae.b_enc[latents], centred, sae.W_enc[latents].t())
+        values, picked = pre.topk(k, dim=-1, sorted=False)
+    code = kernels.preactivation(centred, sae.W_enc, sae.b_enc, Code(latents[picked], values, sae.d_sae))
+    estimate = kernels.decode(code.with_values(code.values.relu()), sae.W_dec)
+    spread = (error - error.mean(0)).square().mean()
+    loss = (error - estimate).square().mean() / spread.clamp_min(torch.finfo(x.dtype).tiny)
+    return loss * min(latents.numel() / k_aux, 1.0)

@@ -1,0 +1,87 @@
+"""What a dictionary is and how it is trained, as frozen dataclasses (no torch here: `--help` reads them)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class SaeConfig:
+    """Everything that `Sae(config)` needs; saved in the run, so that a dictionary can be rebuilt from its file."""
+
+    d_in: int
+    """Width of the activation."""
+    d_sae: int
+    """Number of latents."""
+    rule: str = "topk"
+    """Sparsity rule, a name in `sae.rules.RULES`."""
+    rule_args: dict[str, Scalar] = field(default_factory=dict)
+    """Arguments of the rule, such as {"k": 32}; what is missing takes the rule's default for this width."""
+    normalise: Literal["scalar", "layer", "none"] = "scalar"
+    """How activations are scaled before the encoder (`sae.normaliser`)."""
+
+    def __post_init__(self) -> None:
+        """Refuse widths below 1."""
+        for name in ("d_in", "d_sae"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a dictionary is trained."""
+
+    tokens: int = 4_000_000
+    """Activations to train on, in rows; repeats count."""
+    batch: int = 2048
+    """Rows in a step."""
+    lr: float | None = None
+    """Peak rate of Adam; None takes `default_lr`."""
+    warmup: float = 0.02
+    """Share of the steps over which the rate rises from 0."""
+    decay: float = 0.2
+    """Share of the steps, at the end, over which the rate falls to 0."""
+    clip: float = 1.0
+    """Largest gradient norm over all parameters."""
+    aux: float = 1 / 32
+    """Weight of AuxK; 0 turns it off."""
+    dead_after: int | None = None
+    """Rows of silence after which a latent counts as dead; None takes `default_dead_after`."""
+    seed: int = 0
+    """Of the initialisation, the batches and whatever a rule draws."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot train."""
+        if self.batch < 1 or self.tokens < self.batch:
+            raise ValueError(f"tokens must be at least batch={self.batch}, got {self.tokens}; ask for more tokens.")
+        for name in ("warmup", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share of the steps and must lie in 0..1, got {getattr(self, name)}.")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.tokens // self.batch
+
+
+def default_k(d_in: int, d_sae: int) -> int:
+    """Return the latents per token to start from: 32 at GPT-2 small's width, growing with its square root."""
+    return max(1, min(d_sae, round(32 * math.sqrt(d_in / 768))))
+
+
+def default_lr(d_sae: int, steps: int) -> float:
+    """Return Adam's peak rate: 2e-4 / sqrt(d_sae / 2^14) (Gao et al. 2024, fig. 3), raised for short runs.
+
+    The law was fitted on runs of many thousand steps; below 10,000 steps the rate grows with the square root
+    of what is missing, at most 5 times, which is what trained best in `benchmarks/learning_rate.py`.
+    """
+    return 2e-4 / math.sqrt(d_sae / 2**14) * min(5.0, max(1.0, math.sqrt(10_000 / max(1, steps))))
+
+
+def default_dead_after(tokens: int) -> int:
+    """Return the rows of silence that make a latent dead: 10M (Gao et al. 2024), or a tenth of a short run."""
+    return min(10_000_000, max(1, tokens // 10))

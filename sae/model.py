@@ -1,0 +1,128 @@
+"""The dictionary: one final module, whatever the sparsity rule.
+
+    x_n = normaliser(x)      z = rule(x_n)      x_hat = normaliser^-1(z W_dec + b_dec)
+
+`W_enc` and `W_dec` are both `[d_sae d_in]`: an encoder row and an atom for each latent, contiguous, which is the
+layout that every sparse kernel reads. Callers see raw activations only.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from interp.config import canonical, from_json, to_json
+from interp.runs import Run
+from sae import kernels
+from sae.code import Code
+from sae.config import SaeConfig
+from sae.normaliser import Normaliser, Scale
+from sae.rules import Context, build_rule
+
+WEIGHTS = "dictionary.safetensors"
+PIECE_FLOATS = 1 << 25
+"""Largest matrix of pre-activations in evaluation, in floats (128 MiB in float32)."""
+
+
+class Sae(nn.Module):
+    """A sparse dictionary over activations of width d_in."""
+
+    def __init__(self, config: SaeConfig) -> None:
+        """Make a dictionary with random unit atoms and a tied encoder (`sae.initialise` fits it to data)."""
+        super().__init__()
+        self.config = config
+        self.d_in, self.d_sae = config.d_in, config.d_sae
+        self.W_enc = nn.Parameter(torch.zeros(config.d_sae, config.d_in))
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, config.d_in))
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        self.normaliser = Normaliser(config.normalise)
+        self.rule = build_rule(config.rule, config.d_in, config.d_sae, config.rule_args)
+        self._pre: Tensor | None = None
+
+    def pre(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
+        """Return the pre-activations (x - b_dec) W_enc^T + b_enc of normalised `x`, without a graph.
+
+        While training, the result lives in a buffer that the next call overwrites: at 2048 x 4096 a fresh one costs
+        more in page faults than the product itself.
+        """
+        with torch.no_grad():
+            # (x - b_dec) W^T + b_enc = x W^T + (b_enc - W b_dec): one product, no copy of x.
+            bias = self.b_enc - self.W_enc @ self.b_dec
+            if not self.training:
+                return torch.addmm(bias, x, self.W_enc.t())
+            held = self._pre
+            if held is None or held.shape[0] < len(x) or (held.dtype, held.device) != (x.dtype, x.device):
+                held = self._pre = x.new_empty(len(x), self.d_sae)
+            return torch.addmm(bias, x, self.W_enc.t(), out=held[: len(x)])
+
+    def select(
+        self, x: Float[Tensor, "batch d_in"], indices: Int[Tensor, "*slots"], values: Float[Tensor, "*slots"]
+    ) -> Code:
+        """Return the code of the pre-activations `values` at `indices`, with gradients to x, W_enc, b_enc and b_dec."""
+        code = Code(indices, values, self.d_sae)
+        if not torch.is_grad_enabled():
+            return code
+        return kernels.preactivation(x - self.b_dec, self.W_enc, self.b_enc, code)
+
+    def encode_normalised(self, x: Float[Tensor, "batch d_in"], ctx: Context | None = None) -> Code:
+        """Return the code of normalised activations.
+
+        In evaluation a row's code is independent of its batch, so many rows are encoded in pieces of bounded memory.
+        """
+        ctx = ctx or Context()
+        if self.training or torch.is_grad_enabled() or x.shape[0] * self.d_sae <= PIECE_FLOATS:
+            return self.rule.encode(x, self, ctx)
+        pieces = x.split(max(1, PIECE_FLOATS // self.d_sae))
+        return Code.concatenate([self.rule.encode(piece, self, ctx) for piece in pieces])
+
+    def decode_normalised(self, code: Code) -> Float[Tensor, "batch d_in"]:
+        """Return z W_dec + b_dec, in normalised units."""
+        return kernels.decode(code, self.W_dec) + self.b_dec
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Code:
+        """Return the code of raw activations; leading axes are flattened to rows."""
+        return self.encode_normalised(self._rows(x)[0])
+
+    def decode(self, code: Code, scale: Scale | None = None) -> Float[Tensor, "batch d_in"]:
+        """Return raw activations; `layer` normalisation needs the `scale` of the rows that were encoded."""
+        if scale is None:
+            if self.normaliser.kind == "layer":
+                raise ValueError(
+                    "A dictionary with layer normalisation decodes only with the rows' scale; call sae(x)."
+                )
+            scale = Scale(None, self.normaliser.scale)
+        return self.normaliser.back(self.decode_normalised(code), scale)
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch d_in"], Code]:
+        """Return (reconstruction in raw units, code) of raw activations."""
+        rows, scale = self._rows(x)
+        code = self.encode_normalised(rows)
+        return self.decode(code, scale).view_as(x), code
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, Scale]:
+        """Return the normalised rows of `x` and their scale; a wrong width is refused."""
+        if x.shape[-1] != self.d_in:
+            raise ValueError(f"The dictionary reads activations of width d_in={self.d_in}, got shape {list(x.shape)}.")
+        return self.normaliser.into(x.reshape(-1, self.d_in).to(self.W_enc.dtype))
+
+    def save(self, run: Run) -> None:
+        """Write the weights into `run`, with the configuration in the file's own metadata."""
+        tensors = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
+        run.save_tensors(WEIGHTS, tensors, {"config": canonical(to_json(self.config))})
+
+
+def load_sae(run: Run, device: str | torch.device = "cpu") -> Sae:
+    """Return the dictionary that a run of kind "sae" holds, in evaluation mode."""
+    if run.kind != "sae":
+        raise ValueError(f"{run.ref} is a run of kind {run.kind!r}; a dictionary is in a run of kind 'sae'.")
+    sae = Sae(from_json(SaeConfig, run.config["sae"]))
+    tensors = {name: torch.from_numpy(value) for name, value in run.tensors(WEIGHTS).items()}
+    wanted = {name: tuple(value.shape) for name, value in sae.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if wanted != found:
+        odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        raise ValueError(f"{run.ref}: {WEIGHTS} does not fit its configuration (at {', '.join(odd)}); train it again.")
+    sae.load_state_dict(tensors)
+    return sae.to(device).eval()

@@ -1,0 +1,32 @@
+"""The sparsity rules by name. A new rule is one file beside these and one line here."""
+
+from __future__ import annotations
+
+import inspect
+
+from interp.names import unknown
+from sae.config import Scalar
+from sae.rules.base import Context, Rule
+from sae.rules.topk import TopK
+
+RULES: dict[str, type[Rule]] = {
+    "topk": TopK,
+}
+
+__all__ = ["RULES", "Context", "Rule", "build_rule", "check_rule"]
+
+
+def check_rule(name: str, args: dict[str, Scalar]) -> None:
+    """Refuse an unknown rule, or an argument it does not take, with the nearest match."""
+    if name not in RULES:
+        raise ValueError(unknown("rule", name, sorted(RULES)))
+    known = [p.name for p in inspect.signature(RULES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for key in args:
+        if key not in known:
+            raise ValueError(unknown(f"argument of rule {name!r}:", key, known))
+
+
+def build_rule(name: str, d_in: int, d_sae: int, args: dict[str, Scalar]) -> Rule:
+    """Return the rule `name` built for these widths."""
+    check_rule(name, args)
+    return RULES[name](d_in, d_sae, **args)

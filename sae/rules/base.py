@@ -1,0 +1,63 @@
+"""What a sparsity rule is: the only thing in which one kind of dictionary differs from another."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sae.code import Code
+
+if TYPE_CHECKING:
+    from sae.model import Sae
+
+
+@dataclass(frozen=True)
+class Context:
+    """What only some rules need to know about a batch."""
+
+    step: int = 0
+    """Optimiser step."""
+    steps: int = 1
+    """Optimiser steps in all."""
+    generator: torch.Generator | None = None
+    """Seeded by (seed, step): a rule that draws stays exactly resumable."""
+    dead: Bool[Tensor, " d_sae"] | None = None
+    """Latents that have been silent for long."""
+    gradient: Float[Tensor, "batch d_in"] | None = None
+    """Gradient of the model's loss at the site."""
+
+
+class Rule(nn.Module, ABC):
+    """From normalised activations to a code.
+
+    A rule owns its parameters and buffers, so that a state dict is the whole truth. It may look across the batch
+    while `training`; in evaluation each row's code is independent of its batch.
+    """
+
+    def __init__(self, d_in: int, d_sae: int) -> None:
+        """Keep the widths; a subclass adds its arguments as keywords with defaults."""
+        super().__init__()
+        self.d_in, self.d_sae = d_in, d_sae
+
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "batch d_in"], sae: Sae, ctx: Context) -> Code:
+        """Return the code of normalised activations."""
+
+    def penalties(
+        self,
+        x: Float[Tensor, "batch d_in"],  # noqa: ARG002
+        code: Code,  # noqa: ARG002
+        recon: Float[Tensor, "batch d_in"],  # noqa: ARG002
+        sae: Sae,  # noqa: ARG002
+        ctx: Context,  # noqa: ARG002
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return what the rule adds to the loss, weighted and named."""
+        return {}
+
+    def finalise(self) -> None:
+        """Fix what evaluation needs (thresholds and the like) once training is over."""

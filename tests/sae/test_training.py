@@ -1,0 +1,215 @@
+"""The training loop: schedule, resume, interruption, and numbers that listeners cannot change."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from interp.checkpoint import read_checkpoint
+from interp.runs import start_run
+from sae.config import SaeConfig, TrainConfig, default_k, default_lr
+from sae.initialise import geometric_median, initialise
+from sae.listeners import CHECKPOINT, Checkpoint, RunLog
+from sae.model import Sae, load_sae
+from sae.training import Training, begin, train
+
+CONFIG = TrainConfig(tokens=60 * 64, batch=64, lr=3e-3, dead_after=300)
+
+
+class Planted:
+    """Batches of a planted dictionary, a pure function of the step."""
+
+    d_in = 12
+
+    def __init__(self) -> None:
+        g = torch.Generator().manual_seed(99)
+        self.atoms = torch.nn.functional.normalize(torch.randn(20, self.d_in, generator=g), dim=1)
+
+    def batch(self, step: int) -> Tensor:
+        g = torch.Generator().manual_seed(step)
+        on = torch.rand(64, 20, generator=g) < 0.15
+        return (on * torch.rand(64, 20, generator=g)) @ self.atoms + 1.0
+
+
+def fresh() -> Sae:
+    return Sae(SaeConfig(12, 32, "topk", {"k": 3}))
+
+
+def same(a: Training, b: Training) -> bool:
+    first, second = a.tensors(), b.tensors()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+class StopAt:
+    """A listener that presses Ctrl-C at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, training: Training, metrics: object) -> None:
+        if training.step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+    def on_stop(self, training: Training) -> None:
+        pass
+
+
+@pytest.mark.parametrize("trial", range(20))
+def test_a_training_resumed_after_any_step_is_the_unbroken_one_bit_for_bit(trial: int, tmp_path: Path) -> None:
+    batches = Planted()
+    whole = begin(fresh(), batches, CONFIG)
+    train(whole, batches)
+    broken_at = random.Random(trial).randrange(1, CONFIG.steps)
+    record = start_run("sae", {"trial": trial}, slug="t", root=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(begin(fresh(), batches, CONFIG), batches, [Checkpoint(record), StopAt(broken_at)])
+    resumed = Training(fresh(), CONFIG)
+    checkpoint = Checkpoint(record)
+    assert checkpoint.restore(resumed)
+    assert resumed.step == broken_at
+    train(resumed, batches, [checkpoint])
+    assert same(whole, resumed)
+    assert not (record.path / CHECKPOINT).exists()
+
+
+def test_log_of_a_resumed_training_has_every_step_once(tmp_path: Path) -> None:
+    batches = Planted()
+    record = start_run("sae", {}, slug="t", root=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(begin(fresh(), batches, CONFIG), batches, [RunLog(record, every=1), Checkpoint(record), StopAt(25)])
+    record.log(26, fvu=0.0)  # a row that was written after the checkpoint
+    resumed, checkpoint = Training(fresh(), CONFIG), Checkpoint(record)
+    checkpoint.restore(resumed)
+    train(resumed, batches, [RunLog(record, every=1), checkpoint])
+    assert [row["step"] for row in record.metrics()] == list(range(1, CONFIG.steps + 1))
+
+
+def test_listeners_change_no_number(tmp_path: Path) -> None:
+    batches = Planted()
+    alone, heard = begin(fresh(), batches, CONFIG), begin(fresh(), batches, CONFIG)
+    record = start_run("sae", {}, slug="t", root=tmp_path)
+    train(alone, batches)
+    train(heard, batches, [RunLog(record, every=3), Checkpoint(record, seconds=0)])
+    assert same(alone, heard)
+
+
+def test_checkpoint_says_its_step(tmp_path: Path) -> None:
+    record = start_run("sae", {}, slug="t", root=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(begin(fresh(), Planted(), CONFIG), Planted(), [Checkpoint(record), StopAt(7)])
+    assert read_checkpoint(record.path / CHECKPOINT)[1] == {"step": 7}
+
+
+def test_training_outside_the_main_thread_works() -> None:
+    result: list[Sae] = []
+    batches = Planted()
+    worker = threading.Thread(target=lambda: result.append(train(begin(fresh(), batches, CONFIG), batches)))
+    worker.start()
+    worker.join()
+    assert not result[0].training
+
+
+def test_rate_rises_stays_and_falls_to_nothing() -> None:
+    training = Training(fresh(), TrainConfig(tokens=100 * 64, batch=64, lr=1.0, warmup=0.1, decay=0.2))
+    rates = []
+    for step in range(101):
+        training.step = step
+        rates.append(training.lr)
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10:81] == pytest.approx([1.0] * 71)
+    assert rates[100] == 0.0
+    assert rates[90] == pytest.approx(0.5)
+
+
+def test_gradient_along_an_atom_never_reaches_adam() -> None:
+    training = begin(fresh(), Planted(), CONFIG)
+    seen = []
+    step = training.optimizer.step
+    training.optimizer.step = lambda: (seen.append((training.sae.W_dec.grad * training.sae.W_dec).sum(1)), step())[1]  # type: ignore
+    for i in range(5):
+        training.advance(Planted().batch(i))
+        assert torch.allclose(training.sae.W_dec.norm(dim=1), torch.ones(32), atol=1e-6)
+    assert max(float(inner.detach().abs().max()) for inner in seen) < 1e-6
+
+
+def test_silence_counts_rows_and_resets_when_a_latent_fires() -> None:
+    training = begin(fresh(), Planted(), CONFIG)
+    training.silent += 5
+    training.sae.b_enc.data[::2] -= 100
+    x, _ = training.sae.normaliser.into(Planted().batch(0))
+    fired = training.sae.encode_normalised(x).fired()
+    training.advance(Planted().batch(0))
+    assert fired.any()
+    assert (~fired).any()
+    assert (training.silent[fired] == 0).all()
+    assert (training.silent[~fired] == 5 + 64).all()
+
+
+def test_infinite_activations_stop_the_training_with_advice() -> None:
+    training = begin(fresh(), Planted(), CONFIG)
+    x = Planted().batch(0)
+    x[3, 4] = torch.inf
+    before = {name: value.clone() for name, value in training.tensors().items()}
+    with pytest.raises(ValueError, match=r"The loss became (nan|inf) at step 0.*mechscope capture"):
+        training.advance(x)
+    assert all(torch.equal(before[name], value) for name, value in training.tensors().items())
+
+
+def test_saved_dictionary_gives_the_same_codes(tmp_path: Path) -> None:
+    batches = Planted()
+    sae = train(begin(fresh(), batches, CONFIG), batches)
+    with start_run(
+        "sae", {"sae": {"d_in": 12, "d_sae": 32, "rule": "topk", "rule_args": {"k": 3}}}, slug="t", root=tmp_path
+    ) as record:
+        sae.save(record)
+        record.finish({})
+    again, x = load_sae(record), batches.batch(1000)
+    with torch.no_grad():
+        assert torch.equal(again.encode(x).dense(), sae.encode(x).dense())
+        assert torch.equal(again(x)[0], sae(x)[0])
+
+
+def test_geometric_median_is_a_minimum_and_survives_rows_on_it() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.randn(60, 5, generator=g), torch.zeros(30, 5)]).double()
+    centre = geometric_median(x)
+
+    def total(c: Tensor) -> float:
+        return float((x - c).norm(dim=1).sum())
+
+    for _ in range(50):
+        assert total(centre) <= total(centre + 0.01 * torch.randn(5, generator=g, dtype=torch.float64)) + 1e-6
+    assert torch.isfinite(geometric_median(torch.ones(10, 5))).all()
+
+
+def test_initial_encoder_is_tied_and_atoms_have_unit_length() -> None:
+    sae = fresh()
+    initialise(sae, Planted().batch(0), seed=3)
+    assert torch.equal(sae.W_enc, sae.W_dec)
+    assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(32))
+    x, _ = sae.normaliser.into(Planted().batch(1))
+    assert float((x - sae.b_dec.detach()).square().mean()) == pytest.approx(1.0, rel=0.3)
+
+
+def test_a_constant_sample_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"spread must be finite and above 0.*got 0"):
+        initialise(fresh(), torch.ones(10, 12))
+
+
+def test_defaults_follow_the_width() -> None:
+    assert default_k(768, 24576) == 32
+    assert default_k(64, 5) == 5
+    assert default_lr(2**14, 100_000) == pytest.approx(2e-4)
+    assert default_lr(2**12, 100_000) == pytest.approx(4e-4)
+    assert default_lr(2**14, 10) == pytest.approx(1e-3)
+
+
+def test_too_few_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="tokens must be at least batch=2048, got 10"):
+        TrainConfig(tokens=10)
