@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -403,6 +404,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, model_folder: Path, no_network: None) -
 
     fake = FakeHub(["config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.json"], model_folder)
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr("interp.models.loading._answers", lambda endpoint: True)
     monkeypatch.setattr(huggingface_hub, "list_repo_files", fake.list_repo_files)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
     return fake
@@ -432,6 +434,30 @@ def test_a_dead_network_falls_back_to_the_cache(hub: FakeHub, gpt2: ModelHandle)
     hub.folder = Path("absent")
     with pytest.raises(ValueError, match=r"Unknown model 'org/model'.*could not be reached \(ConnectionError\)"):
         load_from_hub()
+
+
+def test_a_hub_that_takes_no_connection_is_not_asked_again(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, gpt2: ModelHandle
+) -> None:
+    monkeypatch.setattr("interp.models.loading._answers", lambda endpoint: False)
+    hub.error = AssertionError("the hub was asked")
+    assert torch.equal(load_from_hub().logits(ids()), gpt2.logits(ids()))
+    hub.folder = Path("absent")
+    with pytest.raises(ValueError, match="Unknown model 'org/model'.*the hub could not be reached"):
+        load_from_hub()
+
+
+def test_whether_an_address_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from interp.models.loading import _answers
+
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert _answers(f"http://127.0.0.1:{port}")
+    assert not _answers(f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    assert _answers(f"http://127.0.0.1:{port}")
 
 
 def test_offline_only_the_cache_is_read(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
