@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from jaxtyping import Float
-from torch import Tensor, nn
-
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor, nn
+
     from interp.models.handle import ModelHandle
 
 

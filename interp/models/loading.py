@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import nn
@@ -107,13 +110,15 @@ def _fetch(name: str, revision: str | None, token: str | None) -> Path:
     import huggingface_hub as hub
     from huggingface_hub import errors
 
+    offline = hub.is_offline_mode()
     try:
-        if hub.is_offline_mode():
+        if offline or not _answers(hub.constants.ENDPOINT):
             return Path(hub.snapshot_download(name, revision=revision, local_files_only=True))
         wanted = _wanted(name, hub.list_repo_files(name, revision=revision, token=token))
         return Path(hub.snapshot_download(name, revision=revision, token=token, allow_patterns=wanted))
     except errors.LocalEntryNotFoundError as error:
-        why = "The hub's cache on this machine does not hold it, and the hub is offline (HF_HUB_OFFLINE)."
+        reason = "is offline (HF_HUB_OFFLINE)" if offline else "could not be reached"
+        why = f"The hub's cache on this machine does not hold it, and the hub {reason}."
         raise ValueError(_nowhere(name, why)) from error
     except errors.GatedRepoError as error:
         raise ValueError(f"{name} is gated: accept its terms on the hub, then pass token= or set HF_TOKEN.") from error
@@ -130,6 +135,18 @@ def _fetch(name: str, revision: str | None, token: str | None) -> Path:
         except errors.LocalEntryNotFoundError:
             why = f"The hub's cache does not hold it, and the hub could not be reached ({type(error).__name__})."
             raise ValueError(_nowhere(name, why)) from error
+
+
+def _answers(endpoint: str, seconds: float = 5.0) -> bool:
+    """Return whether the hub's address takes a connection; its own client retries a dead network for half a minute."""
+    if getproxies():  # what connects is the proxy, and only the client knows how to ask it
+        return True
+    address = urlsplit(endpoint)
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), seconds).close()
+    except OSError:
+        return False
+    return True
 
 
 def _nowhere(name: str, why: str) -> str:

@@ -1,0 +1,1 @@
+"""Embedded models: their weights, and the scripts that made them."""

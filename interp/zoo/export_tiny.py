@@ -1,0 +1,163 @@
+"""Turn a checkpoint of `train_tiny` into the embedded model: float16 shards, tokenizer, and a card of measurements.
+
+MECHSCOPE_DATA=... python -m interp.zoo.export_tiny --work build/tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.checkpoint import read_checkpoint
+from interp.zoo.train_tiny import BOS, TinyConfig, build_model, heldout_loss
+from interp.zoo.write_corpus import FOLDER, sample
+
+CARD = """# tiny
+
+A GPT-2-architecture language model of {parameters:,} parameters ({n_layer} layers, d_model {d_model}, {n_head}
+heads, context {context}, byte-pair vocabulary {vocab:,}), made for mechscope: small enough for a laptop, trained on enough real
+English to have features, induction heads and circuits. It is no use as a writer.
+
+## Data
+{books} books of English fiction from Standard Ebooks (CC0 editions of texts believed to be in the public
+domain in the United States), {train_tokens:,} tokens. Held out, from the tokenizer too: {heldout}.
+No text of the books is shipped; the demo corpus is what the model wrote itself at temperature 1
+(`python -m interp.zoo.write_corpus`).
+
+## Recipe
+{tokens:,} training tokens ({epochs:.1f} passes) in {steps:,} steps of {batch} sequences, {hours:.1f} hours on CPU
+cores, float32. Muon on the blocks' matrices, AdamW on the rest, peak rate {lr:g}, flat, then linearly to 0 over the last 35%.
+Every sequence begins with `{bos}`; half of them at the start of a paragraph. In {repeat:.0%} of the sequences a span is
+repeated, so that induction heads form. `python -m interp.zoo.train_tiny` repeats it.
+
+{verdict}
+
+## Measured
+| what | value |
+|---|---|
+| held-out loss per token | {loss:.3f} nats |
+| held-out loss per character | {loss_char:.3f} nats ({bits_char:.2f} bits) |
+| perplexity per token | {perplexity:.1f} |
+| loss after float16 rounding | {loss_half:.3f} nats |
+| loss on random tokens, first time / repeated | {first:.2f} / {second:.2f} nats |
+| best induction head | {induction} |
+| best previous-token head | {previous} |
+
+Loss: 256 evenly spaced held-out sequences. Head scores: mean attention from a token of the second half of twice 100
+random tokens to the token after its first occurrence (induction), and from a token to the one before it (previous
+token), over 32 sequences.
+
+## Samples (temperature 1)
+{samples}
+
+Licence: MIT, like the rest of mechscope.
+"""
+
+
+@torch.inference_mode()
+def head_scores(model: Any, vocab: int, n: int = 32, half: int = 100) -> dict[str, Any]:
+    """Return induction and previous-token scores [layer head] and the losses on both halves of repeated tokens."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(1, vocab, (n, half), generator=generator)
+    tokens = torch.cat([torch.zeros(n, 1, dtype=torch.long), first, first], dim=1)
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    out = model(input_ids=tokens, output_attentions=True)
+    model.set_attn_implementation(before)
+    patterns = torch.stack(out.attentions)  # layer batch head query key
+    query = torch.arange(half + 1, 2 * half + 1)
+    induction = patterns[:, :, :, query, query - half + 1].mean((1, 3))
+    query = torch.arange(1, 2 * half + 1)
+    previous = patterns[:, :, :, query, query - 1].mean((1, 3))
+    losses = torch.nn.functional.cross_entropy(
+        out.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
+    losses = losses.view(n, -1)
+    return {
+        "induction": induction,
+        "previous": previous,
+        "first": float(losses[:, :half].mean()),
+        "second": float(losses[:, half + 1 :].mean()),
+    }
+
+
+def best_head(scores: Tensor) -> str:
+    """Return "layer 2 head 5: 0.61" for the largest of [layer head]."""
+    layer, head = divmod(int(scores.argmax()), scores.shape[1])
+    return f"layer {layer} head {head}: {float(scores.max()):.2f}"
+
+
+def save_tokenizer(work: Path) -> None:
+    """Copy the tokenizer and say what Hugging Face needs to know of it."""
+    shutil.copy(work / "tokenizer.json", FOLDER / "tokenizer.json")
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), BOS)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": TinyConfig().context, **special}
+    (FOLDER / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def main() -> None:
+    """Write interp/zoo/tiny from the checkpoint in --work."""
+    from tokenizers import Tokenizer
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder of train_tiny")
+    parser.add_argument("--verdict", default="", help="a sentence on how far training went")
+    args = parser.parse_args()
+    config = TinyConfig()
+    tensors, meta = read_checkpoint(args.work / "checkpoint.safetensors")
+    model: Any = build_model(config).eval()
+    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
+    held = np.load(args.work / "heldout.npy", mmap_mode="r")
+    tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
+    split = json.loads((args.work / "split.json").read_text())
+    loss = heldout_loss(model, held, config, n=256)
+    FOLDER.mkdir(exist_ok=True)
+    for old in FOLDER.glob("model*"):
+        old.unlink()
+    model.half().save_pretrained(FOLDER, max_shard_size="3900KB")
+    save_tokenizer(args.work)
+    loss_half = heldout_loss(model.float(), held, config, n=256)
+    scores = head_scores(model, config.vocab)
+    characters = len(tokenizer.decode(held[:200_000].tolist())) / 200_000
+    drawn = sample(model, 3, 120, 0, torch.Generator().manual_seed(1))
+    texts = ["> " + tokenizer.decode(ids.tolist()).strip().replace("\n", "\n> ") for ids in drawn]
+    tokens = meta["step"] * config.batch * config.context
+    train_tokens = len(np.load(args.work / "train.npy", mmap_mode="r"))
+    facts = {
+        **asdict(config),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "books": len(split["train"]),
+        "train_tokens": train_tokens,
+        "heldout": ", ".join(Path(name).stem for name in split["heldout"]),
+        "tokens": tokens,
+        "epochs": tokens / train_tokens,
+        "steps": meta["step"],
+        "hours": meta["seconds"] / 3600,
+        "bos": BOS,
+        "repeat": config.repeat_share,
+        "verdict": args.verdict,
+        "loss": loss,
+        "loss_char": loss / characters,
+        "bits_char": loss / characters / np.log(2),
+        "perplexity": np.exp(loss),
+        "loss_half": loss_half,
+        "first": scores["first"],
+        "second": scores["second"],
+        "induction": best_head(scores["induction"]),
+        "previous": best_head(scores["previous"]),
+        "samples": "\n\n".join(texts),
+    }
+    card = CARD.format(**facts)
+    (FOLDER / "README.md").write_text(card)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Train `tiny`, the embedded language model: a small GPT-2 on public-domain English fiction.
+
+    MECHSCOPE_DATA=... python -m interp.zoo.train_tiny --work build/tiny --tokens 40e6
+
+Every batch is a pure function of (seed, step), and the checkpoint holds weights and optimiser state, so a
+run that was stopped (Ctrl-C, kill -9) goes on where it was. Hidden matrices are trained by Muon (Jordan et al.
+2024, as in `torch.optim.Muon`), the rest by AdamW: on two cores tokens are the scarce thing, and Muon needs
+fewer of them. The learning rate is constant and then falls linearly to zero, so a longer `--tokens` given
+before the fall continues the same run.
+
+A few per cent of the sequences repeat a span of themselves, because induction heads form late on fiction alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.checkpoint import load_optimizer_tensors, optimizer_tensors, read_checkpoint, write_checkpoint
+
+BOS = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """What `tiny` is and how it is trained."""
+
+    n_layer: int = 4
+    """Transformer blocks."""
+    d_model: int = 192
+    """Width of the residual stream."""
+    n_head: int = 6
+    """Attention heads in each block."""
+    context: int = 256
+    """Tokens in a training sequence, BOS included."""
+    vocab: int = 4096
+    """Byte-pair vocabulary, the one special token included."""
+    batch: int = 32
+    """Sequences in a step."""
+    lr: float = 2e-3
+    """Peak AdamW rate; Muon takes twice that, matched to AdamW's update size."""
+    repeat_share: float = 0.05
+    """Share of the sequences in which a span is repeated."""
+    heldout: int = 4
+    """Books kept out of training and of the tokenizer's training, spread over the list."""
+    seed: int = 0
+    """Of the initialisation and of every batch."""
+
+
+def read_books(data: Path) -> dict[str, str]:
+    """Return {file name: text} of every book in `text/books.tar.xz`, in name order."""
+    with tarfile.open(data / "text" / "books.tar.xz") as archive:
+        members = sorted((m for m in archive if m.isfile()), key=lambda m: m.name)
+        return {Path(m.name).name: archive.extractfile(m).read().decode("utf-8") for m in members}  # type: ignore[union-attr]
+
+
+def split_books(books: dict[str, str], heldout: int) -> tuple[list[str], list[str]]:
+    """Return (training names, held-out names): every n-th book is held out."""
+    names = sorted(n for n in books if n.endswith(".txt"))
+    held = names[len(names) // (2 * heldout) :: len(names) // heldout][:heldout]
+    return [n for n in names if n not in held], held
+
+
+def train_tokenizer(texts: list[str], vocab: int) -> object:
+    """Return a byte-level BPE tokenizer (`tokenizers.Tokenizer`) of `vocab` entries."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=[BOS], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def prepare(config: TinyConfig, data: Path, work: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return (training, held-out) token ids [n] uint16; the tokenizer and both arrays are cached in `work`."""
+    paths = [work / "train.npy", work / "heldout.npy"]
+    if not all(p.exists() for p in paths):
+        from tokenizers import Tokenizer
+
+        books = read_books(data)
+        train, held = split_books(books, config.heldout)
+        tokenizer = train_tokenizer([books[n] for n in train], config.vocab)
+        assert isinstance(tokenizer, Tokenizer)
+        tokenizer.save(str(work / "tokenizer.json"))
+        (work / "split.json").write_text(json.dumps({"train": train, "heldout": held}, indent=1))
+        for path, names in zip(paths, (train, held), strict=True):
+            ids = [np.array(tokenizer.encode(books[n]).ids, dtype=np.uint16) for n in names]
+            np.save(path, np.concatenate(ids))
+    train_ids, held_ids = (np.load(p, mmap_mode="r") for p in paths)
+    return train_ids, held_ids
+
+
+def batch_at(ids: np.ndarray, line_starts: np.ndarray, config: TinyConfig, step: int) -> Tensor:
+    """Return the token ids [batch context] of one step: BOS, then text from a line start (half) or anywhere."""
+    rng = np.random.default_rng([config.seed, step])
+    span = config.context - 1
+    offsets = rng.integers(0, len(ids) - span, config.batch)
+    aligned = line_starts[np.searchsorted(line_starts, offsets).clip(max=len(line_starts) - 1)]
+    offsets = np.where(rng.random(config.batch) < 0.5, aligned, offsets).clip(max=len(ids) - span)
+    rows = np.zeros((config.batch, config.context), dtype=np.int64)
+    for row, offset in zip(rows, offsets, strict=True):
+        row[1:] = ids[offset : offset + span]
+        if rng.random() < config.repeat_share:
+            length = int(rng.integers(8, span // 3))
+            first = int(rng.integers(1, config.context - 2 * length))
+            second = int(rng.integers(first + length, config.context - length + 1))
+            row[second : second + length] = row[first : first + length]
+    return torch.from_numpy(rows)
+
+
+def build_model(config: TinyConfig) -> torch.nn.Module:
+    """Return a freshly initialised `GPT2LMHeadModel`."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(config.seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab,
+            n_positions=config.context,
+            n_embd=config.d_model,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+def build_optimizers(model: torch.nn.Module, config: TinyConfig) -> list[torch.optim.Optimizer]:
+    """Return [Muon for the blocks' matrices, AdamW for embeddings, gains and biases]."""
+    matrices = [p for n, p in model.named_parameters() if ".h." in n and p.ndim == 2]
+    rest = [p for n, p in model.named_parameters() if not (".h." in n and p.ndim == 2)]
+    muon = torch.optim.Muon(matrices, lr=2 * config.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    for optimizer in (muon, adam):
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return [muon, adam]
+
+
+def rate(step: int, steps: int, warmup: int = 100, fall: float = 0.35) -> float:
+    """Return the learning-rate factor at `step`: up over `warmup`, flat, then down over the last `fall`."""
+    return min(1.0, (step + 1) / warmup, (steps - step) / (fall * steps))
+
+
+@torch.inference_mode()
+def heldout_loss(model: torch.nn.Module, ids: np.ndarray, config: TinyConfig, n: int = 64) -> float:
+    """Return nats per token on `n` evenly spaced held-out sequences (BOS first, no repeats)."""
+    span = config.context - 1
+    offsets = np.linspace(0, len(ids) - span, n).astype(int)
+    rows = np.zeros((n, config.context), dtype=np.int64)
+    for row, offset in zip(rows, offsets, strict=True):
+        row[1:] = ids[offset : offset + span]
+    tokens = torch.from_numpy(rows)
+    losses = [float(model(input_ids=t, labels=t).loss) for t in tokens.split(16)]
+    return float(np.mean(losses))
+
+
+def train(config: TinyConfig, data: Path, work: Path, tokens: float, minutes: float) -> None:
+    """Train until `tokens` have been seen or `minutes` have passed; resume from `work` where it can."""
+    work.mkdir(parents=True, exist_ok=True)
+    ids, held = prepare(config, data, work)
+    newline = json.loads((work / "tokenizer.json").read_text())["model"]["vocab"]["Ċ"]
+    line_starts = np.flatnonzero(np.asarray(ids) == newline) + 1
+    model = build_model(config)
+    optimizers = build_optimizers(model, config)
+    steps = round(tokens / (config.batch * config.context))
+    step, seconds = 0, 0.0
+    checkpoint = work / "checkpoint.safetensors"
+    if checkpoint.exists():
+        tensors, meta = read_checkpoint(checkpoint)
+        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
+        for i, optimizer in enumerate(optimizers):
+            load_optimizer_tensors(optimizer, tensors, prefix=f"optimizer{i}.")
+        step, seconds = meta["step"], meta["seconds"]
+    stop = {"now": False}
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, lambda *_: stop.update(now=True))
+
+    def save() -> None:
+        state = {f"model.{k}": v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+        for i, optimizer in enumerate(optimizers):
+            state |= optimizer_tensors(optimizer, prefix=f"optimizer{i}.")
+        write_checkpoint(checkpoint, state, {"step": step, "seconds": seconds, "steps": steps})
+
+    log = (work / "log.jsonl").open("a")
+    started, since, saved = time.time(), time.time(), time.time()
+    running: list[float] = []
+    while step < steps and not stop["now"] and time.time() - started < 60 * minutes:
+        batch = batch_at(ids, line_starts, config, step)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * rate(step, steps)
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        running.append(float(loss.detach()))
+        step += 1
+        if step % 20 == 0:
+            now = time.time()
+            speed = 20 * batch.numel() / (now - since)
+            seconds, since = seconds + now - since, now
+            row = {
+                "step": step,
+                "tokens": step * batch.numel(),
+                "loss": round(float(np.mean(running)), 4),
+                "per_s": round(speed),
+            }
+            running.clear()
+            if step % 200 == 0:
+                row["heldout"] = round(heldout_loss(model.eval(), held, config), 4)
+                model.train()
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+        if time.time() - saved > 120:
+            save()
+            saved = time.time()
+    save()
+    log.close()
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="checkpoints and cached tokens")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("MECHSCOPE_DATA"), help="the data folder ($MECHSCOPE_DATA)"
+    )
+    parser.add_argument("--tokens", type=float, default=40e6, help="tokens to train on in all")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop (resumably) after so many minutes")
+    args = parser.parse_args()
+    if args.data is None:
+        parser.error("the books are read from --data or $MECHSCOPE_DATA; neither is set")
+    train(TinyConfig(), Path(args.data), args.work, args.tokens, args.minutes)
+
+
+if __name__ == "__main__":
+    main()
