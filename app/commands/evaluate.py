@@ -1,0 +1,75 @@
+"""`mechscope evaluate`: what a dictionary explains, and what its model loses when it runs through it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from app import console, sources
+from app.command import Common
+
+
+@dataclass(frozen=True)
+class Args(Common):
+    """Measure a dictionary inside its model on held-out text: FVU, L0, density, loss recovered, KL."""
+
+    sae: str | None = None
+    """Run of `mechscope train`; None takes the newest."""
+    text: str | None = None
+    """Other text to measure on (all of it); None takes the held-out part of the text it was trained on."""
+    tokens: int = 100_000
+    """Tokens to measure on, at most."""
+    outlier_norm: float | None = None
+    """Leave out rows longer than this many times the median norm; None keeps them."""
+    keep_bos: bool = False
+    """Measure and splice BOS too."""
+    device: str | None = None
+    """Where to compute, such as cuda; None takes a GPU where there is one."""
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Evaluate, or find the evaluation; return the run and its numbers."""
+    import pyarrow as pa
+
+    from interp.config import to_json
+    from interp.runs import start_run
+    from sae.evaluation import evaluate
+    from sae.model import load_sae
+
+    subject = sources.subject(args.sae, args.runs)
+    handle = sources.open_model(subject.model, args.device)
+    data = subject.data if args.text is None else replace(subject.data, text=args.text, tokens=args.tokens, heldout=0.0)
+    _, blocks = sources.split_blocks(handle, data)
+    blocks = blocks.first(args.tokens)
+    config = {
+        **{key: subject.run.config[key] for key in ("model", "site")},
+        "data": to_json(data),
+        "sae_run": subject.run.ref,
+        "tokens": blocks.digest(),
+        "outlier_norm": args.outlier_norm,
+        "keep_bos": args.keep_bos,
+    }
+    started = time.time()
+    with start_run("evaluation", config, slug=subject.run.slug, parents=[subject.run.ref], root=args.runs) as record:
+        if record.finished:
+            console.note(f"{record.ref} is finished already")
+            return {"run": str(record.path), **record.summary}
+        sae = load_sae(subject.run, handle.device)
+        with console.progress(len(blocks), "blocks", "evaluate") as bar:
+            measured, density = evaluate(
+                handle,
+                subject.site,
+                sae,
+                blocks,
+                drop_bos=not args.keep_bos,
+                outlier_norm=args.outlier_norm,
+                on_progress=bar.update,
+            )
+        summary = measured.to_dict() | {"seconds": round(time.time() - started, 1)}
+        record.save_json("metrics.json", summary)
+        latents = pa.array(range(sae.d_sae), pa.int32())
+        record.save_table("density.parquet", pa.table({"latent": latents, "density": density.numpy()}))
+        record.finish(summary)
+    console.table(("metric", "value"), list(summary.items()))
+    return {"run": str(record.path), "site": str(subject.site), **summary}

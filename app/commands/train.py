@@ -1,0 +1,134 @@
+"""`mechscope train`: a sparse dictionary on the activations of a model, streamed or from a store on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from app import console, sources
+from app.command import Common
+from interp.data import DataSpec
+from sae.config import Scalar, TrainConfig
+
+if TYPE_CHECKING:
+    from interp.runs import Run
+    from sae.training import Batches, Listener, Training
+
+
+@dataclass(frozen=True)
+class Args(Common):
+    """Train a sparse dictionary on the activations of a model.
+
+    Activations stream from the model as it reads --text, or come from --store, a run of `mechscope capture`. The
+    same command again finds the finished dictionary or goes on where it was stopped.
+    """
+
+    model: str = "tiny"
+    """An embedded model, a local Hugging Face folder, or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+    model_dtype: str = "float32"
+    """Number format the model computes in."""
+    site: str | None = None
+    """Where to read, such as resid_post.2; None takes the store's first, or resid_post at 2/3 of the depth."""
+    store: str | None = None
+    """Run of `mechscope capture` to train from; it says which model and text, so --model and --text are not read."""
+    data: tyro.conf.OmitArgPrefixes[DataSpec] = field(default_factory=DataSpec)
+    """Text to read, when there is no store."""
+    d_sae: int | None = None
+    """Number of latents; None takes 16 times the width of the site."""
+    rule: str = "topk"
+    """Sparsity rule."""
+    rule_args: dict[str, Scalar] = field(default_factory=dict)
+    """Arguments of the rule, such as `--rule-args k 32`; what is missing takes a default for the width."""
+    normalise: Literal["scalar", "layer", "none"] = "scalar"
+    """How activations are scaled before the encoder."""
+    outlier_norm: float | None = None
+    """Leave out rows longer than this many times the median norm, when streaming; None keeps them."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The optimisation."""
+    wandb: Literal["off", "online", "offline", "disabled"] = "off"
+    """Mirror the metrics to Weights & Biases; the numbers are the same in every mode."""
+    device: str | None = None
+    """Where to compute, such as cuda; None takes a GPU where there is one."""
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Train, or find what was trained; return the run and its headline numbers."""
+    from interp.config import to_json
+    from interp.models import ModelSpec
+    from interp.runs import start_run
+    from sae.config import SaeConfig
+    from sae.model import Sae
+    from sae.rules import check_rule
+
+    check_rule(args.rule, args.rule_args)  # before anything that takes time
+    if args.store:
+        source = sources.from_store(args.store, args.site, args.runs)
+    else:
+        spec = ModelSpec(args.model, args.revision, args.model_dtype)
+        source = sources.from_text(spec, args.data, args.site, outlier_norm=args.outlier_norm, device=args.device)
+    d_sae = args.d_sae or 16 * source.d_in
+    sae = Sae(SaeConfig(source.d_in, d_sae, args.rule, args.rule_args, args.normalise))
+    config = {**source.config, "sae": to_json(sae.config), "train": to_json(args.train)}
+    slug = f"{source.slug}.{args.rule}-{d_sae}"
+    started = time.time()
+    with start_run("sae", config, slug=slug, parents=source.parents, root=args.runs, seed=args.train.seed) as record:
+        if record.finished:
+            console.note(f"{record.ref} is finished already")
+            return {"run": str(record.path), **record.summary}
+        console.note(f"{record.ref}: {d_sae:,} latents on {source.site}, {args.train.steps:,} steps")
+        batches = source.batches(args.train.batch, args.train.seed)
+        summary = _train(args, sae, batches, record) | {"seconds": round(time.time() - started, 1)}
+        sae.save(record)
+        record.finish(summary)
+    return {"run": str(record.path), **summary}
+
+
+def _train(args: Args, sae: Any, batches: Batches, record: Run) -> dict[str, Any]:
+    """Train `sae` from the start or from the run's checkpoint and return what the last steps measured."""
+    from sae.listeners import Checkpoint, RunLog, Wandb
+    from sae.training import Training, begin, train
+
+    log, checkpoint = RunLog(record), Checkpoint(record)
+    training = Training(sae.to(args.device or _device()), args.train)
+    if checkpoint.restore(training):
+        console.note(f"going on from step {training.step:,}")
+    else:
+        training = begin(training.sae, batches, args.train)
+    listeners: list[Listener] = [log, checkpoint]
+    if args.wandb != "off":
+        listeners.append(Wandb(record, mode=args.wandb))
+    with _progress(training) as bar:
+        train(training, batches, [*listeners, bar])
+    last = record.metrics()[-20:]
+    means = {name: sum(row[name] for row in last) / len(last) for name in ("fvu", "l0", "dead_share")}
+    excluded = dict(getattr(batches, "report", {}))
+    return {**means, "steps": training.step, "tokens": training.tokens, "lr": training.peak_lr, "excluded": excluded}
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _progress(training: Training) -> Iterator[Listener]:
+    """Give a listener that draws a progress bar in rows, with the running FVU."""
+    with console.progress(training.config.steps * training.config.batch, "rows", "train") as bar:
+        bar.to(training.tokens)
+
+        class Bar:
+            def on_step(self, training: Training, metrics: dict[str, Any]) -> None:
+                bar.to(training.tokens, note=f"fvu {float(metrics['fvu']):.3f}" if training.step % 10 == 0 else None)
+
+            def on_stop(self, training: Training) -> None:
+                """The bar is closed by its context."""
+
+        yield Bar()

@@ -1,0 +1,172 @@
+"""Where activations for a training come from, and the model and text that a dictionary was trained on.
+
+A source is resolved before a run is begun, because what it holds (weights, tokens) is part of the run's identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from app import console
+
+if TYPE_CHECKING:
+    from interp.data import Blocks, DataSpec
+    from interp.models import ModelHandle, ModelSpec
+    from interp.runs import Run
+    from interp.sites import Site
+    from sae.training import Batches
+
+DEPTH = 2 / 3
+"""Where, as a share of the depth, a dictionary is trained unless a site is given."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Activations to train on."""
+
+    config: dict[str, Any]
+    """What identifies them: model, data, weights, tokens, site, store."""
+    site: str
+    """Where they are read."""
+    d_in: int
+    """Their width."""
+    batches: Callable[[int, int], Batches]
+    """Opens them for (rows per batch, seed)."""
+    parents: tuple[str, ...] = ()
+    """Runs they come from."""
+
+    @property
+    def slug(self) -> str:
+        """Model and site, for the run's name."""
+        return f"{slug(self.config['model']['name'])}.{self.site}"
+
+
+def from_store(ref: str, site: str | None, runs: Any) -> Source:
+    """Return the activations that the run `ref` of `mechscope capture` holds at `site` (None: its first)."""
+    from interp.activations import DiskStore, read_info
+    from interp.names import unknown
+    from interp.runs import open_run
+
+    run = open_run(ref, runs)
+    if run.kind != "activations" or not run.finished:
+        raise ValueError(f"{run.ref} is no finished store of activations; make one with `mechscope capture`.")
+    info = read_info(run)
+    chosen = site or next(iter(info.widths))
+    if chosen not in info.widths:
+        raise ValueError(unknown(f"site of {run.ref}", chosen, info.widths))
+    config = {key: run.config[key] for key in ("model", "data")} | {
+        "weights": info.weights,
+        "tokens": info.tokens,
+        "site": chosen,
+        "store": run.ref,
+    }
+    width = info.widths[chosen]
+    return Source(config, chosen, width, lambda batch, seed: DiskStore(run, chosen, batch=batch, seed=seed), (run.ref,))
+
+
+def from_text(
+    spec: ModelSpec, data: DataSpec, site: str | None, *, outlier_norm: float | None, device: str | None
+) -> Source:
+    """Return the activations of a model as it reads the training part of a text."""
+    from interp.activations import ActivationStore
+    from interp.config import to_json
+
+    handle = open_model(spec, device)
+    chosen = handle_site(handle, site)
+    blocks, _ = split_blocks(handle, data)
+    config = {
+        "model": to_json(spec),
+        "data": to_json(data),
+        "weights": handle.digest(),
+        "tokens": blocks.digest(),
+        "site": str(chosen),
+        "outlier_norm": outlier_norm,
+    }
+
+    def open_batches(batch: int, seed: int) -> Batches:
+        return ActivationStore(handle, blocks, chosen, batch=batch, seed=seed, outlier_norm=outlier_norm)
+
+    return Source(config, str(chosen), handle.width(chosen), open_batches)
+
+
+def open_model(spec: ModelSpec, device: str | None) -> ModelHandle:
+    """Return the model, saying so: loading takes a few seconds."""
+    from interp.models import load_model
+
+    console.note(f"loading {spec.name}")
+    return load_model(spec, device=device)
+
+
+def handle_site(handle: ModelHandle, site: str | None) -> Site:
+    """Return `site` of the model, or resid_post at two thirds of its depth.
+
+    Raises:
+        ValueError: the model has no such site.
+    """
+    from interp.names import unknown
+    from interp.sites import Site
+
+    chosen = Site(round(handle.n_layers * DEPTH) - 1, "resid_post") if site is None else Site.parse(site)
+    known = handle.sites()
+    if chosen not in known:
+        raise ValueError(unknown(f"site of {handle.spec.name}", str(chosen), [str(s) for s in known]))
+    return chosen
+
+
+def split_blocks(handle: ModelHandle, data: DataSpec) -> tuple[Blocks, Blocks]:
+    """Return the token blocks of a text as (training, held-out); with heldout 0 both are the whole text."""
+    from interp.data import token_blocks
+
+    with console.progress(data.tokens, "tokens", "tokenise") as bar:
+        blocks = token_blocks(handle, data, on_progress=bar.to)
+    console.note(blocks.describe())
+    return blocks.split(data.heldout) if data.heldout else (blocks, blocks)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained dictionary and what it was trained on."""
+
+    run: Run
+    """Its run."""
+    model: ModelSpec
+    """The model."""
+    site: Site
+    """The site."""
+    data: DataSpec
+    """The text."""
+
+
+def subject(ref: str | None, runs: Any) -> Subject:
+    """Return the dictionary `ref` (None: the newest finished one) with its model, site and text."""
+    from interp.config import from_json
+    from interp.data import DataSpec
+    from interp.models import ModelSpec
+    from interp.runs import RunNotFound, find_runs, open_run
+    from interp.sites import Site
+
+    if ref is None:
+        found = find_runs(runs, "sae", finished=True)
+        if not found:
+            raise RunNotFound("There is no finished dictionary; make one with `mechscope train`.")
+        run = found[0]
+    else:
+        run = open_run(ref, runs)
+    if run.kind != "sae" or not run.finished:
+        raise ValueError(
+            f"{run.ref} is no finished dictionary; `mechscope runs list --kind sae` lists those there are."
+        )
+    config = run.config
+    return Subject(
+        run,
+        from_json(ModelSpec, config["model"]),
+        Site.parse(config["site"]),
+        from_json(DataSpec, config["data"]),
+    )
+
+
+def slug(name: str) -> str:
+    """Return the last part of a model's name or path, for a run's name."""
+    return name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]

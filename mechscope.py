@@ -1,0 +1,76 @@
+"""mechscope in one import: `import mechscope; sae = mechscope.load("sae/demo-1a2b3c4d")`.
+
+Everything lives in the packages `interp`, `sae`, `probes` and `app`; this file only knows where, and imports a thing
+when it is first used (PEP 562). `import mechscope` by itself loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.lazy import lazy
+
+if TYPE_CHECKING:  # for editors and type checkers, which cannot follow the table below
+    from interp.hooks import ablate, capture, patch, splice
+    from interp.models import ModelSpec, load_model
+    from interp.runs import Run, find_runs, open_run
+    from interp.sites import Site
+    from sae.evaluation import evaluate
+    from sae.model import Sae
+    from sae.training import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ModelSpec", "Sae", "Site", "ablate", "capture", "evaluate", "find_runs", "load", "load_model", "open_run", "patch",
+    "splice", "train",
+]  # fmt: skip
+
+_EXPORTS = {
+    "ModelSpec": "interp.models",
+    "Sae": "sae.model",
+    "Site": "interp.sites",
+    "ablate": "interp.hooks",
+    "capture": "interp.hooks",
+    "evaluate": "sae.evaluation",
+    "find_runs": "interp.runs",
+    "load_model": "interp.models",
+    "open_run": "interp.runs",
+    "patch": "interp.hooks",
+    "splice": "interp.hooks",
+    "train": "sae.training",
+}
+
+_HOLDS = {
+    "activations": ("interp.activations", "DiskStore"),
+    "sae": ("sae.model", "load_sae"),
+    "features": ("sae.features", "load_features"),
+}
+"""What makes the thing that a run of a kind holds, called with the run."""
+
+__getattr__, __dir__, _ = lazy(__name__, _EXPORTS)
+
+
+def load(run: str | Path | Run, root: str | Path | None = None) -> Any:
+    """Return what a run holds: the `Sae` of a training, the store of a capture, the tables of a feature run.
+
+    Args:
+        run: a run, or its reference: `sae/demo-1a2b3c4d`, the eight characters at its end, or its folder.
+        root: the folder of the runs; `$MECHSCOPE_RUNS`, else `./runs`, unless given.
+
+    A run of a kind that holds only records (an evaluation) is returned as it is, with `.summary` and `.json(name)`.
+
+    Raises:
+        interp.runs.RunError: where the run is unknown, unfinished, damaged, or of a newer schema.
+    """
+    from interp.runs import Run, RunError, open_run
+
+    found = run if isinstance(run, Run) else open_run(run, root)
+    if not found.finished:
+        raise RunError(f"{found.ref} is {found.status}, not finished; the command that began it resumes it.")
+    if found.kind not in _HOLDS:
+        return found
+    module, name = _HOLDS[found.kind]
+    return getattr(importlib.import_module(module), name)(found)
