@@ -23,8 +23,8 @@ from interp.zoo.write_corpus import FOLDER, sample
 CARD = """# tiny
 
 A GPT-2-architecture language model of {parameters:,} parameters ({n_layer} layers, d_model {d_model}, {n_head}
-heads, context {context}, byte-pair vocabulary {vocab:,}), made for mechscope: small enough for a laptop, trained on enough real
-English to have features, induction heads and circuits. It is no use as a writer.
+heads, context {context}, byte-pair vocabulary {vocab:,}), made for mechscope: small enough for
+a laptop, trained on enough real English to have features and circuits. It is no use as a writer.
 
 ## Data
 {books} books of English fiction from Standard Ebooks (CC0 editions of texts believed to be in the public
@@ -34,7 +34,8 @@ No text of the books is shipped; the demo corpus is what the model wrote itself 
 
 ## Recipe
 {tokens:,} training tokens ({epochs:.1f} passes) in {steps:,} steps of {batch} sequences, {hours:.1f} hours on CPU
-cores, float32. Muon on the blocks' matrices, AdamW on the rest, peak rate {lr:g}, flat, then linearly to 0 over the last 35%.
+cores, float32. Muon on the blocks' matrices, AdamW on the rest, peak rate {lr:g}, flat, then linearly to 0 over the
+last 35%.
 Every sequence begins with `{bos}`; half of them at the start of a paragraph. In {repeat:.0%} of the sequences a span is
 repeated, so that induction heads form. `python -m interp.zoo.train_tiny` repeats it.
 

@@ -1,0 +1,99 @@
+"""`mechscope features`: what each latent of a dictionary responds to, argues for, and stands beside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from app import console, sources
+from app.command import Common
+from sae.features.config import FeaturesConfig
+
+if TYPE_CHECKING:
+    from interp.data import DataSpec
+    from interp.runs import Run
+
+
+@dataclass(frozen=True)
+class Args(Common):
+    """Describe every latent of a dictionary: density, moments, examples, logits, neighbours.
+
+    Reads the text it was trained on (not the held-out part), once. A stopped run starts its pass again.
+    """
+
+    sae: str | None = None
+    """Run of `mechscope train`; None takes the newest."""
+    text: str | None = None
+    """Other text to describe it on (all of it); None takes the training part of the text it was trained on."""
+    tokens: int = 1_000_000
+    """Tokens to read, at most."""
+    context: int | None = None
+    """Length of a block in tokens; None takes the one it was trained with."""
+    features: tyro.conf.OmitArgPrefixes[FeaturesConfig] = field(default_factory=FeaturesConfig)
+    """What to collect for each latent."""
+    device: str | None = None
+    """Where to compute, such as cuda; None takes a GPU where there is one."""
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Describe the features, or find their description; return the run and its numbers."""
+    from interp.config import to_json
+    from interp.runs import start_run
+    from sae.features import describe_features
+    from sae.model import load_sae
+
+    if args.tokens < 1:
+        raise ValueError(f"tokens must be 1 or more, got {args.tokens}.")
+    subject = sources.subject(args.sae, args.runs)
+    data = _data(args, subject.data)
+    handle = sources.open_model(subject.model, args.device)
+    blocks = sources.split_blocks(handle, data)[0].first(args.tokens)
+    config = {
+        **{key: subject.run.config[key] for key in ("model", "site")},
+        "data": to_json(data),
+        "sae_run": subject.run.ref,
+        "tokens": blocks.digest(),
+        "features": to_json(args.features),
+    }
+    options = {"slug": subject.run.slug, "parents": [subject.run.ref], "root": args.runs, "seed": args.features.seed}
+    started = time.time()
+    with start_run("features", config, **options) as record:
+        if record.finished:
+            console.note(f"{record.ref} is finished already")
+        else:
+            sae = load_sae(subject.run, handle.device)
+            with _progress(record) as progress:
+                found = describe_features(
+                    handle, subject.site, sae, blocks, record, config=args.features, on_progress=progress
+                )
+            record.finish(found | {"seconds": round(time.time() - started, 1)})
+            console.table(("figure", "value"), list(record.summary.items()))
+    return {"run": str(record.path), "site": str(subject.site), **record.summary}
+
+
+def _data(args: Args, trained_on: DataSpec) -> DataSpec:
+    """Return the text to read: that of the training, or another one, in blocks of the length asked for."""
+    data = trained_on if args.text is None else replace(trained_on, text=args.text, tokens=args.tokens, heldout=0.0)
+    return data if args.context is None else replace(data, context=args.context)
+
+
+@contextmanager
+def _progress(record: Run) -> Iterator[Callable[[int, int, str], None]]:
+    """Give what `describe_features` tells its progress: one bar for each unit, and the run's own record."""
+    with ExitStack() as stack:
+        bars: dict[str, Any] = {}
+
+        def hear(done: int, total: int, unit: str) -> None:
+            if unit not in bars:
+                stack.close()  # the bar before has come to its end
+                name = {"tokens": "read", "latents": "describe"}.get(unit, unit)
+                bars[unit] = stack.enter_context(console.progress(total, unit, name))
+            bars[unit].to(done)
+            record.progress(done, total, unit)
+
+        yield hear
