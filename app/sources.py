@@ -60,6 +60,7 @@ def from_store(ref: str, site: str | None, runs: Any) -> Source:
         "weights": info.weights,
         "tokens": info.tokens,
         "site": chosen,
+        "outlier_norm": run.config["capture"]["outlier_norm"],
         "store": run.ref,
     }
     width = info.widths[chosen]
@@ -137,6 +138,8 @@ class Subject:
     """The site."""
     data: DataSpec
     """The text."""
+    outlier_norm: float | None
+    """Rows longer than this many times the median norm were left out of training (None: none were)."""
 
 
 def subject(ref: str | None, runs: Any) -> Subject:
@@ -164,6 +167,7 @@ def subject(ref: str | None, runs: Any) -> Subject:
         from_json(ModelSpec, config["model"]),
         Site.parse(config["site"]),
         from_json(DataSpec, config["data"]),
+        config.get("outlier_norm"),
     )
 
 

@@ -46,6 +46,7 @@ def main() -> None:
     model = load_model(args.model)
     blocks, heldout = token_blocks(model, DataSpec(args.text)).split(0.1)
     test = ActivationStore(model, heldout, args.site, batch=1024).sample(8192)
+    law = default_lr(args.d_sae, steps=10**9)
     found: dict[str, list[float]] = {}
     print(f"FVU on held-out rows, d_sae {args.d_sae}: rows are training lengths, columns multiples of the law")
     print("tokens".rjust(12), *(f"{factor:>8}x" for factor in FACTORS))
@@ -55,14 +56,15 @@ def main() -> None:
             scores = []
             for seed in args.seeds:
                 store = ActivationStore(model, blocks, args.site, seed=seed)
-                law = default_lr(args.d_sae, steps=10**9)
                 config = TrainConfig(tokens=tokens, lr=factor * law, seed=seed)
                 scores.append(fvu(train(begin(Sae(SaeConfig(store.d_in, args.d_sae)), store, config), store), test))
             row.append(sum(scores) / len(scores))
         found[str(tokens)] = row
         print(f"{tokens:>12,}", *(f"{score:>9.4f}" for score in row), flush=True)
     best = {tokens: FACTORS[min(range(len(row)), key=row.__getitem__)] for tokens, row in found.items()}
-    chosen = {str(tokens): default_lr(args.d_sae, tokens // 2048) / default_lr(args.d_sae, 10**9) for tokens in args.tokens}
+    chosen = {
+        str(tokens): default_lr(args.d_sae, tokens // 2048) / default_lr(args.d_sae, 10**9) for tokens in args.tokens
+    }
     assert all(math.isfinite(score) for row in found.values() for score in row)
     print(json.dumps({"factors": FACTORS, "fvu": found, "best_factor": best, "default_factor": chosen}))
 

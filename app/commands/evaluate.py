@@ -21,7 +21,7 @@ class Args(Common):
     tokens: int = 100_000
     """Tokens to measure on, at most."""
     outlier_norm: float | None = None
-    """Leave out rows longer than this many times the median norm; None keeps them."""
+    """Leave out rows longer than this many times the median norm; None does as the training did."""
     keep_bos: bool = False
     """Measure and splice BOS too."""
     device: str | None = None
@@ -42,12 +42,13 @@ def run(args: Args) -> dict[str, Any]:
     data = subject.data if args.text is None else replace(subject.data, text=args.text, tokens=args.tokens, heldout=0.0)
     _, blocks = sources.split_blocks(handle, data)
     blocks = blocks.first(args.tokens)
+    outlier_norm = subject.outlier_norm if args.outlier_norm is None else args.outlier_norm
     config = {
         **{key: subject.run.config[key] for key in ("model", "site")},
         "data": to_json(data),
         "sae_run": subject.run.ref,
         "tokens": blocks.digest(),
-        "outlier_norm": args.outlier_norm,
+        "outlier_norm": outlier_norm,
         "keep_bos": args.keep_bos,
     }
     started = time.time()
@@ -63,7 +64,7 @@ def run(args: Args) -> dict[str, Any]:
                 sae,
                 blocks,
                 drop_bos=not args.keep_bos,
-                outlier_norm=args.outlier_norm,
+                outlier_norm=outlier_norm,
                 on_progress=bar.update,
             )
         summary = measured.to_dict() | {"seconds": round(time.time() - started, 1)}

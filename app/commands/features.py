@@ -51,6 +51,9 @@ def run(args: Args) -> dict[str, Any]:
         raise ValueError(f"tokens must be 1 or more, got {args.tokens}.")
     subject = sources.subject(args.sae, args.runs)
     data = _data(args, subject.data)
+    wanted = args.features
+    if wanted.outlier_norm is None:
+        wanted = replace(wanted, outlier_norm=subject.outlier_norm)
     handle = sources.open_model(subject.model, args.device)
     blocks = sources.split_blocks(handle, data)[0].first(args.tokens)
     config = {
@@ -58,9 +61,9 @@ def run(args: Args) -> dict[str, Any]:
         "data": to_json(data),
         "sae_run": subject.run.ref,
         "tokens": blocks.digest(),
-        "features": to_json(args.features),
+        "features": to_json(wanted),
     }
-    options = {"slug": subject.run.slug, "parents": [subject.run.ref], "root": args.runs, "seed": args.features.seed}
+    options = {"slug": subject.run.slug, "parents": [subject.run.ref], "root": args.runs, "seed": wanted.seed}
     started = time.time()
     with start_run("features", config, **options) as record:
         if record.finished:
@@ -69,7 +72,7 @@ def run(args: Args) -> dict[str, Any]:
             sae = load_sae(subject.run, handle.device)
             with _progress(record) as progress:
                 found = describe_features(
-                    handle, subject.site, sae, blocks, record, config=args.features, on_progress=progress
+                    handle, subject.site, sae, blocks, record, config=wanted, on_progress=progress
                 )
             record.finish(found | {"seconds": round(time.time() - started, 1)})
             console.table(("figure", "value"), list(record.summary.items()))

@@ -54,6 +54,8 @@ class Args(Common):
     """The optimisation."""
     wandb: Literal["off", "online", "offline", "disabled"] = "off"
     """Mirror the metrics to Weights & Biases; the numbers are the same in every mode."""
+    checkpoint_seconds: float = 60.0
+    """Time between two checkpoints; a killed training goes on from the last."""
     device: str | None = None
     """Where to compute, such as cuda; None takes a GPU where there is one."""
 
@@ -95,7 +97,7 @@ def _train(args: Args, sae: Any, batches: Batches, record: Run) -> dict[str, Any
     from sae.listeners import Checkpoint, RunLog, Wandb
     from sae.training import Training, begin, train
 
-    log, checkpoint = RunLog(record), Checkpoint(record)
+    log, checkpoint = RunLog(record), Checkpoint(record, args.checkpoint_seconds)
     training = Training(sae.to(args.device or _device()), args.train)
     if checkpoint.restore(training):
         console.note(f"going on from step {training.step:,}")
@@ -109,6 +111,8 @@ def _train(args: Args, sae: Any, batches: Batches, record: Run) -> dict[str, Any
     last = record.metrics()[-20:]
     means = {name: sum(row[name] for row in last) / len(last) for name in ("fvu", "l0", "dead_share")}
     excluded = dict(getattr(batches, "report", {}))
+    left_out = ", ".join(f"{count:,} {name}" for name, count in excluded.items() if name != "rows" and count)
+    console.note(f"rows left out of training: {left_out or 'none'}")
     return {**means, "steps": training.step, "tokens": training.tokens, "lr": training.peak_lr, "excluded": excluded}
 
 
@@ -126,7 +130,7 @@ def _progress(training: Training) -> Iterator[Listener]:
 
         class Bar:
             def on_step(self, training: Training, metrics: dict[str, Any]) -> None:
-                bar.to(training.tokens, note=f"fvu {float(metrics['fvu']):.3f}" if training.step % 10 == 0 else None)
+                bar.to(training.tokens, note=f"fvu {float(metrics['fvu']):.3f}" if training.step % 10 == 0 else "")
 
             def on_stop(self, training: Training) -> None:
                 """The bar is closed by its context."""

@@ -28,8 +28,9 @@ def noise_like(value: Tensor) -> Tensor:
 
 
 def count_hooks(model: ModelHandle) -> int:
-    """Hooks on the module, and on the hook points of the bridge."""
-    plain = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.module.modules())
+    """Hooks on the module, and on the hook points of the bridge; those that transformers leaves there are its own."""
+    hooks = [h for part in model.module.modules() for h in (part._forward_hooks | part._forward_pre_hooks).values()]
+    plain = sum(not getattr(hook, "__module__", "").startswith("transformers") for hook in hooks)
     points = model.bridge.hook_dict.values()
     return plain + sum(len(point.fwd_hooks) + len(point._forward_hooks) for point in points)
 

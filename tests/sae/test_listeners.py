@@ -47,9 +47,13 @@ def run_with(mode: str, tmp_path: Path) -> Path:
     home.mkdir()
     dead = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     keys = ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR")
-    env = os.environ | dead | {key: str(home / key) for key in keys} | {"HOME": str(home), "PYTHONPATH": os.getcwd()}
+    env = os.environ | dead | {key: str(home / key) for key in keys} | {"HOME": str(home), "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, mode, str(tmp_path / "runs")], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SCRIPT, mode, str(tmp_path / "runs")],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip().splitlines()[-1])
