@@ -30,11 +30,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("app.commands.train", "Train a sparse dictionary on the activations of a model."),
     "evaluate": ("app.commands.evaluate", "Measure a dictionary inside its model: FVU, L0, loss recovered."),
     "features": ("app.commands.features", "Describe every latent: density, examples, logits, neighbours."),
+    "sweep": ("app.commands.sweep", "Run many trainings from one file in wandb's schema; tell which are best."),
     "runs": ("app.commands.runs", "List, show and verify runs."),
     "explore": ("app.commands.explore", "Open the explorer on a folder of runs."),
 }
 
-HEAVY = frozenset({"demo", "capture", "train", "evaluate", "features"})
+HEAVY = frozenset({"demo", "capture", "train", "evaluate", "features", "sweep"})
 """Commands that compute for long: they start under the allocator setting below and resume after Ctrl-C."""
 
 ALLOCATOR = {
@@ -104,7 +105,7 @@ def _dispatch(name: str, arguments: list[str]) -> int:
         options = ["--help", "--version"]
         raise ValueError(unknown(*(("option", name, options) if name.startswith("-") else ("command", name, COMMANDS))))
     module = importlib.import_module(COMMANDS[name][0])
-    args = parse(module.Args, arguments, prog=f"mechscope {name}")
+    args = getattr(module, "parse", parse)(module.Args, arguments, prog=f"mechscope {name}")
     with console.json_output(args.json):
         result = module.run(args)
     console.result(result, args.json)

@@ -73,9 +73,9 @@ def test_what_is_not_shown_is_faint_and_answers_no_click() -> None:
 
 
 def test_hover_text_is_no_markup() -> None:
-    hover = ["<script>alert(1)</script>"] * 50
+    hover = ['<script>alert("1")</script>'] * 50
     traces = density_scatter(table(), hover=hover).data
-    assert all(text == "&lt;script&gt;alert(1)&lt;/script&gt;" for trace in traces for text in trace.text)
+    assert all(text == '&lt;script&gt;alert("1")&lt;/script&gt;' for trace in traces for text in trace.text)
 
 
 def test_an_unknown_metric_is_refused_with_the_list() -> None:

@@ -1,0 +1,170 @@
+"""What every page shares: the style sheet, the run selector, notes, guarded sections, the footer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import streamlit as st
+
+from app.widgets import feature_card, sheet, state, token_strip
+from app.widgets.artefacts import FeatureSet, Unreadable, open_features
+from app.widgets.text import count, safe
+from app.workspace import WorkspaceError
+from interp.runs import Run, RunError, find_runs, runs_root
+
+log = logging.getLogger(__name__)
+
+CHART = {"displaylogo": False, "displayModeBar": False, "responsive": True}
+"""Settings of every Plotly chart."""
+
+
+def style() -> None:
+    """Put the style sheet on the page."""
+    st.html(f"<style>{sheet.STYLE}{token_strip.STYLE}{feature_card.STYLE}</style>")
+
+
+def note(text: str) -> None:
+    """Write a quiet line; `text` is plain."""
+    st.html(f'<p class="ms-note">{safe(text)}</p>')
+
+
+def problem(text: str, remedy: str = "") -> None:
+    """Write what could not be shown, and what to do about it; both are plain text."""
+    more = f'<br><span class="dim">{safe(remedy)}</span>' if remedy else ""
+    st.html(f'<div class="ms-problem" role="alert">{safe(text)}{more}</div>')
+
+
+def heading(text: str, aside: str = "") -> None:
+    """Write the heading of a section, with a definition or a count in small type; both are plain text."""
+    st.html(f'<h2 class="ms-h">{safe(text)} <span>{safe(aside)}</span></h2>')
+
+
+@contextmanager
+def section(title: str = "", aside: str = "") -> Iterator[None]:
+    """Draw a part of a page; a damaged file costs this part and not the page."""
+    if title:
+        heading(title, aside)
+    try:
+        yield
+    except (Unreadable, RunError, WorkspaceError) as error:
+        problem(str(error))
+
+
+def navigation() -> None:
+    """Draw the links between the pages; they keep run, latent and filters, which Streamlit's own would drop."""
+    name, latent = st.session_state.get("_run"), st.session_state.get("_f")
+    run = {"run": name} if name else {}
+    with st.container(horizontal=True, gap="xsmall", width="content", key="nav"):
+        st.page_link(state.HOME_PAGE, label="mechscope", icon=":material/hub:", query_params=run)
+        st.page_link(state.FEATURES_PAGE, label="Features", query_params=state.list_address(name) if name else {})
+        there = state.feature_address(name, latent) if name and latent is not None else run
+        st.page_link(state.FEATURE_PAGE, label="Feature", query_params=there)
+
+
+def run_selector(root: Path) -> Run | None:
+    """Draw the selector of features runs, which is `run` in the address; return the one chosen, None without any."""
+    runs = find_runs(root, kind="features", finished=True)
+    if not runs:
+        return None
+    names = [run.name for run in runs]
+
+    def read(text: str) -> str | None:
+        found = [name for name in names if name == text] or [
+            n for n in names if len(text) >= 4 and n[-8:].startswith(text)
+        ]
+        return found[0] if len(found) == 1 else None
+
+    chosen, strange = state.settle("run", read, names[0], "a finished features run in this folder")
+    st.session_state["run-widget"] = chosen
+    st.selectbox(
+        "Features run", names, key="run-widget", on_change=state.take, args=("run", "run-widget"), width=320,
+        label_visibility="collapsed", help="Whose features the pages show. Newest first.",
+    )  # fmt: skip
+    if strange:
+        note(strange)
+    run = runs[names.index(chosen)]
+    where(run)
+    return run
+
+
+def where(run: Run) -> None:
+    """Write what the chosen run is about: model, site, latents, tokens."""
+    model, summary = run.info.get("model") or run.config.get("model"), run.summary
+    name = model.get("name", "unknown") if isinstance(model, dict) else model or "unknown"
+    parts = [f"<b>{safe(Path(str(name)).name)}</b>", f"<b>{safe(run.config.get('site', 'unknown site'))}</b>"]
+    parts += [f"{count(summary[key])} {key}" for key in ("latents", "tokens") if isinstance(summary.get(key), int)]
+    st.html(f'<span class="ms-where">{" · ".join(parts)}</span>', width="content")
+
+
+def current() -> FeatureSet | None:
+    """Return the features that the selector shows, or None after writing what to do instead."""
+    name, root = st.session_state.get("_run"), runs_root()
+    if not name:
+        empty(root)
+        return None
+    try:
+        return open_features(root / "features" / str(name))
+    except Unreadable as error:
+        problem(str(error), "The other pages and runs are not affected.")
+        return None
+
+
+def empty(root: Path) -> None:
+    """Say that there are no features yet, and which command makes them."""
+    heading("No features here yet")
+    st.html(
+        f'<p class="ms-text">The folder <code>{safe(root)}</code> holds no finished features run. '
+        "The whole job on the embedded model takes a few minutes:</p>"
+    )
+    st.code("mechscope demo", language="bash")
+    dictionaries = find_runs(root, kind="sae", finished=True)
+    if dictionaries:
+        st.html('<p class="ms-text">or describe the features of the dictionary that is here:</p>')
+        st.code(f"mechscope features --sae {dictionaries[0].ref}", language="bash")
+    else:
+        st.html('<p class="ms-text">Another folder is opened by:</p>')
+        st.code("mechscope explore --runs DIR", language="bash")
+
+
+def python(lines: Sequence[str]) -> None:
+    """Offer the Python that opens what this page shows (the bar above draws it)."""
+    st.session_state["_python"] = "\n".join(lines)
+
+
+def opening(features: FeatureSet) -> list[str]:
+    """Return the lines that open `features` in Python."""
+    return [
+        "from sae.features import load_features",
+        "",
+        f"features = load_features({features.run.ref!r}, root={str(features.run.root)!r})",
+    ]
+
+
+def footer(features: FeatureSet) -> None:
+    """Write where the page's numbers come from."""
+    info, evaluation = features.run.info, features.evaluation
+    model = info.get("model") or features.run.config.get("model") or {}
+    code = info.get("code") or {}
+    commit = str(code.get("commit") or "")[:8] + (" with changes" if code.get("dirty") else "")
+    facts = {
+        "features": features.run.ref,
+        "dictionary": features.sae_ref or "unknown",
+        "evaluation": evaluation.ref if evaluation else "none",
+        "model": str(model.get("name", "unknown")) + (f"@{model['revision']}" if model.get("revision") else ""),
+        "site": features.site or "unknown",
+        "tokens": count(features.tokens),
+        "made": str(info.get("finished") or info.get("created", ""))[:16].replace("T", " ") + " UTC",
+        "code": " ".join(
+            part
+            for part in (
+                f"mechscope {code.get('mechscope', 'unknown')}".replace("not installed", "from source"),
+                commit,
+            )
+            if part
+        ),
+    }
+    items = "".join(f"<div><dt>{key}</dt><dd>{safe(value)}</dd></div>" for key, value in facts.items())
+    st.html(f'<dl class="ms-foot">{items}</dl>')

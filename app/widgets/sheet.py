@@ -1,0 +1,92 @@
+"""The style sheet of the explorer's pages, kept in a module so that it travels with the package.
+
+Selectors name Streamlit's `data-testid` and `st-key-*` attributes, which its documentation keeps stable, and our own
+`ms-*` classes. Colours: ink #1c2733, faint #5b6875, lines #e6eaee, links #2f6f9f.
+"""
+
+from __future__ import annotations
+
+STYLE = """
+[data-testid="stMainBlockContainer"]{padding:1.1rem 2rem 2.5rem;max-width:1720px}
+[data-testid="stHeader"]{display:none}
+.st-key-bar{padding-bottom:10px;border-bottom:1px solid #e6eaee}
+.st-key-nav a{padding:3px 9px;border-radius:5px}
+.st-key-nav>div:first-child a p{font-weight:600}
+[data-testid="stVerticalBlock"]{gap:.75rem}
+[data-testid="stElementToolbar"]{display:none}
+.ms-note,.ms-text{margin:0;color:#5b6875;font-size:13.5px;line-height:1.5}
+.ms-text code{font-size:13px;color:#1c2733}
+.ms-problem{padding:8px 12px;border:1px solid #edc7a6;border-left:3px solid #D55E00;border-radius:4px;
+background:#fffaf5;font-size:13.5px;line-height:1.5;overflow-wrap:anywhere}
+.ms-problem .dim{color:#5b6875}
+h2.ms-h{margin:10px 0 2px;padding:0;font-size:15px;line-height:1.4;font-weight:600;letter-spacing:0;color:#1c2733}
+h2.ms-h span{font-weight:400;font-size:13px;color:#5b6875;margin-left:6px}
+.ms-foot{display:flex;flex-wrap:wrap;gap:2px 22px;margin:18px 0 0;padding:10px 0 0!important;
+border-top:1px solid #e6eaee;font-size:12.5px;color:#5b6875}
+.ms-foot div{display:flex;gap:6px;min-width:0}
+.ms-foot dt{margin:0;font-weight:400;color:#8693a0}
+.ms-foot dd{margin:0;color:#3d4a57;overflow-wrap:anywhere}
+.ms-table{border-collapse:collapse;width:100%;font-size:13.5px;line-height:1.45}
+.ms-table td,.ms-table th{padding:3px 8px 3px 0;border:0;border-bottom:1px solid #eef1f4;text-align:left;
+vertical-align:baseline;font-weight:400}
+.ms-table th{color:#5b6875;font-size:12.5px}
+.ms-table td.n,.ms-table th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.ms-table td.d{color:#5b6875;font-size:12.5px}
+.ms-table tr:last-child td{border-bottom:0}
+.ms-walk{font-size:14px;color:#5b6875}
+.ms-head{display:flex;flex-wrap:wrap;gap:4px 28px;align-items:baseline;justify-content:space-between;
+padding:2px 0 10px;border-bottom:1px solid #e6eaee}
+.ms-head .title{display:flex;flex-wrap:wrap;gap:4px 12px;align-items:baseline;min-width:0}
+.ms-head .number{font-size:30px;line-height:1.2;font-weight:600;font-variant-numeric:tabular-nums;color:#1c2733}
+.ms-head .label{font-size:18px;line-height:1.3;color:#1c2733;overflow-wrap:anywhere}
+.ms-head .label .none{color:#a3adb8}
+.ms-star{color:#b07d00;font-size:18px}
+.ms-head dl{padding:0;display:flex;flex-wrap:wrap;gap:2px 24px;margin:0}
+.ms-head dl div{display:flex;flex-direction:column}
+.ms-head dt{margin:0;font-size:12px;font-weight:400;line-height:1.4;color:#5b6875}
+.ms-head dd{margin:0;font-size:15px;line-height:1.4;font-variant-numeric:tabular-nums;color:#1c2733}
+.ms-answer{padding:8px 10px;border:1px solid #e6eaee;border-radius:6px;background:#fff}
+.ms-examples .e{display:grid;grid-template-columns:52px minmax(0,1fr);gap:0 12px;padding:5px 0;
+border-bottom:1px solid #eef1f4;align-items:baseline}
+.ms-examples .e:last-child{border-bottom:0}
+.ms-examples .g{text-align:right;font-size:13.5px;font-variant-numeric:tabular-nums;color:#1c2733;line-height:1.4}
+.ms-examples .g small{display:block;font-size:11px;color:#8693a0;line-height:1.3}
+.ms-examples .q{margin:8px 0 2px;font-size:12.5px;font-weight:600;color:#5b6875}
+.ms-logits{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:0 16px}
+.ms-logits .ms-table{table-layout:fixed}
+.ms-logits .c1{width:58%}
+.ms-logits .c3{width:52px}
+.ms-logits td.tok{overflow:hidden;padding-right:6px}
+.ms-logits td.bar{padding:3px 6px 3px 0;vertical-align:middle}
+.ms-logits td.bar u{display:block;height:6px;border-radius:3px;background:#0072B2}
+.ms-logits td.bar u.neg{background:#D55E00}
+.ms-title{font-size:20px;font-weight:600;color:#1c2733;line-height:1.4}
+.ms-title span{margin-left:12px;font-size:13px;font-weight:400;color:#5b6875;overflow-wrap:anywhere}
+.ms-run{font-size:13.5px;line-height:1.45}
+.ms-run .name{font-size:15px;font-weight:600;color:#1c2733;overflow-wrap:anywhere}
+.ms-run .dim{color:#5b6875}
+.ms-run dl{padding:0;display:grid;grid-template-columns:1.3fr 1fr .7fr;gap:6px 12px;margin:10px 0 8px}
+.ms-run dt{margin:0;font-size:12px;font-weight:400;color:#5b6875;line-height:1.3}
+.ms-run dd{margin:0;font-size:16px;font-variant-numeric:tabular-nums;color:#1c2733;line-height:1.35}
+.ms-run figure{margin:0}
+.ms-run figure img{display:block;width:100%;height:44px}
+.ms-run figcaption{display:flex;justify-content:space-between;font-size:12px;color:#5b6875}
+.ms-table td.k{color:#5b6875}
+.ms-scroll{overflow-x:auto}
+
+.ms-narrow{max-width:760px}
+.ms-where{font-size:13.5px;color:#5b6875;overflow-wrap:anywhere}
+.ms-where b{font-weight:600;color:#3d4a57}
+[class*="st-key-split-"]>[data-testid="stLayoutWrapper"]>[data-testid="stHorizontalBlock"]{flex-wrap:wrap}
+[class*="st-key-split-"]>[data-testid="stLayoutWrapper"]>[data-testid="stHorizontalBlock"]>[data-testid="stColumn"]{
+min-width:min(100%,390px)}
+[class*="st-key-links-"] a{padding:0 6px 0 0;background:none!important;min-height:0;justify-content:flex-start}
+[class*="st-key-links-"] a p,[class*="st-key-links-"] a span{color:#2f6f9f;font-size:13.5px;font-weight:600;
+font-variant-numeric:tabular-nums}
+[class*="st-key-links-"] a:hover{text-decoration:underline}
+.st-key-walk [data-testid="stNumberInputStepUp"],.st-key-walk [data-testid="stNumberInputStepDown"]{display:none}
+@media (max-width:900px){
+.st-key-split-feature>[data-testid="stLayoutWrapper"]>[data-testid="stHorizontalBlock"]>
+[data-testid="stColumn"]:first-child{order:2}
+}
+"""

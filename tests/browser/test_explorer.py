@@ -1,0 +1,252 @@
+"""The explorer in a real browser: every page, clicks, hostile text, no error and no request to anywhere else.
+
+Screenshots go to $MECHSCOPE_SHOTS, or to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from app.commands.explore import Explorer, start
+from tests.explorer_runs import HOSTILE, Written, write_runs
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--no-first-run",
+]
+TIMEOUT = 60_000  # milliseconds
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return write_runs(tmp_path_factory.mktemp("browser") / "runs")
+
+
+@pytest.fixture(scope="module")
+def server(written: Written) -> Iterator[Explorer]:
+    process = start(written.root)
+    try:
+        process.wait_ready()
+        yield process
+    finally:
+        process.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
+    if BROWSER is None:
+        pytest.skip("there is no chromium on the path (Debian: apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=BROWSER, headless=True, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+class Visit:
+    """One page of the browser that keeps a record of what went wrong in it."""
+
+    def __init__(self, page: Page, url: str, shots: Path) -> None:
+        self.page, self.url, self.shots = page, url, shots
+        self.wrong: list[str] = []
+        page.set_default_timeout(TIMEOUT)
+        page.on("request", self._request)
+        page.on("response", self._response)
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.wrong.append(f"exception: {error}"))
+        page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+
+    def _request(self, request: Any) -> None:
+        if not request.url.startswith((self.url, self.url.replace("http", "ws", 1), "data:", "blob:")):
+            self.wrong.append(f"request to {request.url}")
+
+    def _response(self, response: Any) -> None:
+        # Streamlit looks for its own end points below the page's path first, and then at the root.
+        if response.status >= 400 and "/_stcore/" not in response.url:
+            self.wrong.append(f"status {response.status} of {response.url}")
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error" and "404" not in message.text:  # judged in `_response`, which knows the address
+            self.wrong.append(f"console: {message.text}")
+
+    def open(self, path: str, ready: str = ".ms-foot") -> None:
+        self.page.goto(self.url + path)
+        self.settle(ready)
+
+    def settle(self, ready: str = ".ms-foot") -> None:
+        """Wait until the page is drawn and nothing runs any more."""
+        self.page.wait_for_selector(ready)
+        self.page.wait_for_function("!document.querySelector('[data-testid=stStatusWidget]')")
+
+    def shot(self, name: str) -> None:
+        self.page.screenshot(path=self.shots / f"{name}.png")
+
+    def check(self) -> None:
+        """Nothing went wrong, and no box of an exception is on the page."""
+        assert self.page.locator("[data-testid=stException], [data-testid=stDialog]").count() == 0
+        assert self.wrong == []
+
+    def latent(self) -> int:
+        return int(self.page.locator(".ms-head .number").inner_text())
+
+    def wait_latent(self, latent: int) -> None:
+        self.page.wait_for_function(f"document.querySelector('.ms-head .number')?.innerText === '{latent}'")
+        self.page.wait_for_function(f"new URLSearchParams(location.search).get('f') === '{latent}'")
+
+
+@pytest.fixture
+def visit(browser: Browser, server: Explorer, tmp_path: Path) -> Iterator[Visit]:
+    shots = Path(os.environ.get("MECHSCOPE_SHOTS") or tmp_path)
+    shots.mkdir(parents=True, exist_ok=True)
+    page = browser.new_page(viewport={"width": 1400, "height": 1300})
+    yield Visit(page, server.url, shots)
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1400, 800])
+@pytest.mark.parametrize(
+    ("name", "path", "ready"),
+    [
+        ("home", "/", ".ms-run"),
+        ("features", "/features", ".js-plotly-plot"),
+        ("feature", "/feature?f=12", ".js-plotly-plot"),
+        ("feature-dead", "/feature?f=23", ".ms-foot"),
+    ],
+)
+def test_every_page_opens_without_an_error(visit: Visit, name: str, path: str, ready: str, width: int) -> None:
+    visit.page.set_viewport_size({"width": width, "height": 1300})
+    visit.open(path, ready)
+    visit.shot(f"{name}-{width}")
+    overflow = visit.page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
+    assert overflow <= width, "the page scrolls sideways"
+    visit.check()
+
+
+@pytest.mark.parametrize("group", ["Top", "Quantiles", "Random", "Near misses"])
+def test_hostile_text_is_read_and_not_obeyed(visit: Visit, written: Written, group: str) -> None:
+    visit.open(f"/feature?f={written.hostile}&ex={group}")
+    visit.shot(f"hostile-{group.split()[0].lower()}")
+    shown = visit.page.locator(".ms-examples").inner_text()
+    assert "</style>" in shown.replace("·", " ")
+    assert visit.page.locator(".ms-examples :is(script, img, style, a)").count() == 0
+    visit.check()
+
+
+def test_hostile_text_is_literal_in_table_and_picture(visit: Visit) -> None:
+    visit.open("/features?q=alert", ".js-plotly-plot")
+    hover(visit, ".scatterlayer .trace:last-child path.point")
+    visit.page.wait_for_selector(".hoverlayer .hovertext")
+    visit.shot("hostile-features")
+    text = visit.page.locator(".hoverlayer .hovertext").text_content() or ""
+    assert any(token[:8] in text.replace("·", " ") for token in HOSTILE if "alert" in token)
+    visit.check()
+
+
+def hover(visit: Visit, selector: str) -> None:
+    """Move the mouse onto the first point of the picture; a click follows at the same place."""
+    box = visit.page.locator(selector).first.bounding_box()
+    assert box is not None
+    visit.page.mouse.move(box["x"] - 20, box["y"] - 20)
+    visit.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
+
+
+def test_a_click_in_the_table_opens_the_latent_and_back_returns(visit: Visit, written: Written) -> None:
+    visit.open("/features?show=all&sort=latent&order=up", ".js-plotly-plot")
+    canvas = visit.page.locator("[data-testid=stDataFrame] canvas").first
+    box = canvas.bounding_box()
+    assert box is not None
+    visit.page.mouse.click(box["x"] + 450, box["y"] + 32 + 30 * 3 + 15)  # the fourth row
+    visit.wait_latent(3)
+    visit.settle()
+    assert visit.page.evaluate("new URLSearchParams(location.search).get('run')") == written.features.name
+    visit.page.go_back()
+    visit.page.wait_for_function("new URLSearchParams(location.search).get('sort') === 'latent'")
+    visit.page.wait_for_selector("[data-testid=stDataFrame]")
+    visit.settle()
+    visit.check()
+
+
+def test_a_click_on_a_point_opens_its_latent(visit: Visit, written: Written) -> None:
+    visit.open("/features?show=dense", ".js-plotly-plot")
+    hover(visit, ".scatterlayer .trace:last-child path.point")
+    visit.page.wait_for_selector(".hoverlayer .hovertext")
+    text = visit.page.locator(".hoverlayer .hovertext").text_content() or ""
+    wanted = int(re.findall(r"latent (\d+)", text)[0])
+    visit.page.mouse.down()
+    visit.page.mouse.up()
+    visit.wait_latent(wanted)
+    visit.check()
+
+
+def test_buttons_keys_and_links_walk_and_the_address_follows(visit: Visit) -> None:
+    visit.open("/feature?f=12")
+    visit.page.locator(".st-key-go-Right button").click()
+    visit.wait_latent(13)
+    visit.settle()
+    visit.page.keyboard.press("ArrowLeft")
+    visit.wait_latent(12)
+    visit.settle()
+    link = visit.page.locator(".st-key-links-decoder a").first
+    near = int(link.inner_text())
+    link.click()
+    visit.wait_latent(near)
+    visit.settle()
+    visit.page.go_back()
+    visit.wait_latent(12)
+    visit.check()
+
+
+def test_a_tab_is_in_the_address_and_stays_on_the_next_latent(visit: Visit) -> None:
+    visit.open("/feature?f=12")
+    visit.page.get_by_role("tab", name="Near misses").click()
+    visit.page.wait_for_function("new URLSearchParams(location.search).get('ex') === 'Near misses'")
+    visit.settle()
+    visit.page.locator(".st-key-go-Right button").click()
+    visit.wait_latent(13)
+    visit.settle()
+    assert visit.page.get_by_role("tab", name="Near misses").get_attribute("aria-selected") == "true"
+    visit.check()
+
+
+def test_hovering_a_token_says_what_it_is(visit: Visit) -> None:
+    visit.open("/feature?f=12")
+    token = visit.page.locator(".ms-examples .t.p").first
+    token.hover()
+    tip = token.evaluate("e => getComputedStyle(e, '::after').content")
+    assert "position" in tip
+    assert "id" in tip
+    visit.check()
+
+
+def test_an_address_that_means_nothing_falls_back(visit: Visit, written: Written) -> None:
+    visit.open("/feature?run=<script>alert(1)</script>&f=zz&ex=9&scale=x")
+    visit.wait_latent(1)
+    assert "which is not a finished features run" in visit.page.locator(".ms-note").first.inner_text()
+    visit.check()
+
+
+def test_a_label_is_saved_and_found_again(visit: Visit) -> None:
+    visit.open("/feature?f=30")
+    visit.page.get_by_text("Label and notes").click()
+    visit.page.get_by_label("Label", exact=True).fill("<i>sea</i>")
+    visit.page.get_by_role("button", name="Save").click()
+    visit.page.wait_for_selector(".ms-head .label:has-text('<i>sea</i>')")
+    visit.settle()
+    visit.open("/features?show=labelled", "[data-testid=stDataFrame]")
+    visit.shot("labelled")
+    visit.check()
