@@ -137,6 +137,20 @@ def _sae(
     return sae
 
 
+def random_dictionary(run: Run) -> None:
+    """Save a random dictionary of the run's configuration into it: the `save` of `write_runs` for live pages."""
+    import torch
+
+    from interp.config import from_json
+    from sae.config import SaeConfig
+    from sae.model import Sae
+
+    torch.manual_seed(0)
+    sae = Sae(from_json(SaeConfig, run.config["sae"]))
+    torch.nn.init.normal_(sae.W_enc)
+    sae.save(run)
+
+
 class _Tables:
     """The tables of a features run over a text of which a third of the blocks is hostile."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,6 +62,7 @@ def navigation() -> None:
         st.page_link(state.FEATURES_PAGE, label="Features", query_params=state.list_address(name) if name else {})
         there = state.feature_address(name, latent) if name and latent is not None else run
         st.page_link(state.FEATURE_PAGE, label="Feature", query_params=there)
+        st.page_link(state.PROMPT_PAGE, label="Prompt", query_params=state.prompt_address(name))
 
 
 def run_selector(root: Path) -> Run | None:
@@ -166,5 +167,10 @@ def footer(features: FeatureSet) -> None:
             if part
         ),
     }
-    items = "".join(f"<div><dt>{key}</dt><dd>{safe(value)}</dd></div>" for key, value in facts.items())
+    facts_line(facts)
+
+
+def facts_line(facts: Mapping[str, object]) -> None:
+    """Write the line at the foot of a page: name and value of each fact, plain text."""
+    items = "".join(f"<div><dt>{safe(key)}</dt><dd>{safe(value)}</dd></div>" for key, value in facts.items())
     st.html(f'<dl class="ms-foot">{items}</dl>')

@@ -27,6 +27,8 @@ def live_box(features: FeatureSet, row: dict[str, Any]) -> live.Fired | None:
         )  # fmt: skip
         if st.form_submit_button("Run"):
             st.session_state["_live"] = True
+    if text:
+        st.session_state["_text"] = text
     if not text or not st.session_state.get("_live"):
         return None
     fired = None

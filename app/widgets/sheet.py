@@ -71,6 +71,25 @@ border-bottom:1px solid #eef1f4;align-items:baseline}
 .ms-run figure{margin:0}
 .ms-run figure img{display:block;width:100%;height:44px}
 .ms-run figcaption{display:flex;justify-content:space-between;font-size:12px;color:#5b6875}
+.ms-logits.one{grid-template-columns:minmax(0,1fr)}
+.ms-logits.one .c1{width:42%}
+.ms-number{font-size:13.5px;font-weight:600;color:#5b6875;font-variant-numeric:tabular-nums}
+.ms-logits td.tok.on .ms-token{background:#dbe9f4;font-weight:600}
+.ms-fire{display:grid;grid-template-columns:112px 46px 58px minmax(0,1fr);gap:10px;align-items:center;
+font:13.5px/1.5 "Source Sans",system-ui,sans-serif;font-variant-numeric:tabular-nums}
+.ms-fire .v{display:flex;align-items:center;gap:8px}
+.ms-fire .v i{display:block;flex:0 0 52px;height:6px;border-radius:3px;background:#e6eaee;overflow:hidden}
+.ms-fire .v u{display:block;height:6px;background:#0072B2}
+.ms-fire .v u.neg{background:#D55E00}
+.ms-fire .r{text-align:right;color:#5b6875}
+.ms-fire .w{min-width:0;overflow:hidden;white-space:nowrap;text-overflow:ellipsis}
+.ms-fire.head{color:#5b6875;font-size:12px;margin-left:80px}
+.ms-layer{font-size:13.5px;line-height:1.5;color:#5b6875;overflow-wrap:anywhere}
+.ms-layer b{font-size:15px;font-weight:600;color:#1c2733;margin-right:8px}
+[class*="st-key-fire-"]{padding-left:12px;border-left:3px solid transparent}
+[class*="st-key-fire-chosen"]{border-left-color:#2f6f9f}
+.ms-legend{display:inline-block;width:110px;height:9px;border-radius:3px;margin:0 6px;
+background:linear-gradient(90deg,#e9f1f8,#1f6fb2);vertical-align:baseline}
 .ms-table td.k{color:#5b6875}
 .ms-scroll{overflow-x:auto}
 

@@ -14,6 +14,8 @@ from typing import Any
 import streamlit as st
 
 HOME_PAGE, FEATURES_PAGE, FEATURE_PAGE = "views/home.py", "views/features.py", "views/feature.py"
+PROMPT_PAGE = "views/prompt.py"
+TEXT_BYTES = 1000  # of a text in an address
 VIEW = {"ex": "Top", "scale": "shared", "spaces": False, "text": ""}
 """How the Feature page is set, with the defaults that an address leaves out; links between latents keep it."""
 
@@ -66,11 +68,55 @@ def stray(keys: Sequence[str], allowed: Callable[[str, str], bool]) -> list[str]
 
 def feature_address(run: str, latent: int) -> dict[str, str]:
     """Return the query parameters of the page of `latent`, seen as the reader sees the present one."""
-    seen = {key: st.session_state.get(key) for key in VIEW}
+    seen = {key: st.session_state.get(key) for key in VIEW} | {"text": short_text()}
     kept = {
         k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in seen.items() if v is not None and v != VIEW[k]
     }
     return {"run": run, "f": str(latent), **kept}
+
+
+def keep_text(limit: int) -> str:
+    """Return the reader's own text: of the address, else as it was left; cut to `limit` characters.
+
+    It stands in the address while it has at most `TEXT_BYTES` bytes; a longer one lasts as long as the session.
+    """
+    address = st.query_params.get("text")
+    text = (st.session_state.get("_text", "") if address is None else address)[:limit]
+    st.session_state["_text"] = text
+    wanted = short_text() or None
+    if wanted is None:
+        st.query_params.pop("text", None)
+    elif address != wanted:
+        st.query_params["text"] = wanted
+    return text
+
+
+def short_text() -> str:
+    """Return the reader's own text if an address can hold it, else ""."""
+    typed = st.session_state.get("text")  # of the box on the Feature page, while that is open
+    text = str(st.session_state.get("_text", "") if typed is None else typed)
+    return text if len(text.encode("utf-8", "replace")) <= TEXT_BYTES else ""
+
+
+def put_text(widget: str) -> None:
+    """Take the text that the widget `widget` holds: what the callback of a form does."""
+    st.session_state["_text"] = st.session_state.get(widget) or ""
+    st.query_params.pop("text", None)
+
+
+def keep_prompt(defaults: Mapping[str, Any]) -> None:
+    """Keep what the Prompt page is set to, where that differs from `defaults`, for the way back to it."""
+    found = {key: st.query_params.get(key) for key in ("pos", "sae", "m")}
+    found |= {key: st.session_state.get(key) for key in defaults}
+    st.session_state["_prompt"] = {k: str(v) for k, v in found.items() if v is not None and v != defaults.get(k)}
+
+
+def prompt_address(run: str | None) -> dict[str, str]:
+    """Return the query parameters of the Prompt page, as it was left, with the reader's text."""
+    text = short_text()
+    return {
+        **({"run": run} if run else {}), **st.session_state.get("_prompt", {}), **({"text": text} if text else {}),
+    }  # fmt: skip
 
 
 def keep_list(defaults: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from tests.explorer_runs import Written, write_runs
 
 MAIN = Path(__file__).resolve().parents[2] / "app" / "main.py"
-PAGES = {"home": None, "features": "views/features.py", "feature": "views/feature.py"}
+PAGES = {"home": None, "features": "views/features.py", "feature": "views/feature.py", "prompt": "views/prompt.py"}
 OpenPage = Callable[..., AppTest]
 
 

@@ -16,10 +16,10 @@ import json, sys
 from streamlit.testing.v1 import AppTest
 from app.commands import explore
 at = AppTest.from_file(sys.argv[1], default_timeout=120).run()
-for page in ("views/features.py", "views/feature.py"):
+for page in ("views/features.py", "views/feature.py", "views/prompt.py"):
     at.switch_page(page).run()
     assert not at.exception
-assert at.get("plotly_chart"), "the page is empty"
+    assert at.get("plotly_chart") or at.text_area, "the page is empty"
 print(json.dumps(sorted(set(sys.modules))))
 """
 

@@ -11,11 +11,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 
 from app.commands.explore import Explorer, start
-from tests.explorer_runs import HOSTILE, Written, write_runs
+from tests.explorer_runs import HOSTILE, Written, random_dictionary, write_runs
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -56,6 +57,23 @@ def browser() -> Iterator[Browser]:
         opened = playwright.chromium.launch(executable_path=BROWSER, headless=True, args=FLAGS)
         yield opened
         opened.close()
+
+
+PROMPT = "the cat <b>sat</b> on ![x](http://evil.example/x.png) </style> $z$"
+
+
+@pytest.fixture(scope="module")
+def live_server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explorer]:
+    """The explorer on two dictionaries that can be loaded, of a random model."""
+    root = tmp_path_factory.mktemp("browser-live") / "runs"
+    for site in ("resid_post.2", "mlp_out.1"):
+        write_runs(root, model=str(model_folder), site=site, d_sae=64, d_in=32, save=random_dictionary)
+    process = start(root)
+    try:
+        process.wait_ready()
+        yield process
+    finally:
+        process.stop()
 
 
 class Visit:
@@ -126,6 +144,7 @@ def visit(browser: Browser, server: Explorer, tmp_path: Path) -> Iterator[Visit]
         ("features", "/features", ".js-plotly-plot"),
         ("feature", "/feature?f=12", ".js-plotly-plot"),
         ("feature-dead", "/feature?f=23", ".ms-foot"),
+        ("prompt", "/prompt?text=hello", ".ms-foot"),
     ],
 )
 def test_every_page_opens_without_an_error(visit: Visit, name: str, path: str, ready: str, width: int) -> None:
@@ -250,3 +269,99 @@ def test_a_label_is_saved_and_found_again(visit: Visit) -> None:
     visit.open("/features?show=labelled", "[data-testid=stDataFrame]")
     visit.shot("labelled")
     visit.check()
+
+
+@pytest.fixture
+def prompt(browser: Browser, live_server: Explorer, tmp_path: Path) -> Iterator[Visit]:
+    """The Prompt page with an answer on it."""
+    shots = Path(os.environ.get("MECHSCOPE_SHOTS") or tmp_path)
+    shots.mkdir(parents=True, exist_ok=True)
+    page = browser.new_page(viewport={"width": 1400, "height": 1300})
+    visit = Visit(page, live_server.url, shots)
+    visit.open(f"/prompt?text={quote(PROMPT)}")
+    page.get_by_role("button", name="Run", exact=True).click()
+    visit.settle(".js-plotly-plot .nsewdrag")
+    yield visit
+    page.close()
+
+
+def wait_address(visit: Visit, **wanted: str) -> None:
+    for key, value in wanted.items():
+        visit.page.wait_for_function(
+            "([key, value]) => (new URLSearchParams(location.search).get(key) || '').includes(value)", arg=[key, value]
+        )
+
+
+def click_cell(visit: Visit, site: str, row: int, rows: int, column: int, columns: int) -> None:
+    """Click near the lower right corner of a cell of the map, once the chart has its place and knows the cell."""
+    layer = visit.page.locator(".nsewdrag.drag").first
+    for _ in range(100):
+        box = layer.bounding_box()
+        assert box is not None
+        x, y = box["x"] + box["width"] * (column + 0.8) / columns, box["y"] + box["height"] * (row + 0.8) / rows
+        visit.page.mouse.move(x - 4, y - 4)
+        visit.page.mouse.move(x, y, steps=4)
+        visit.page.wait_for_timeout(200)
+        label = visit.page.locator(".hoverlayer .hovertext")
+        shown = (label.first.text_content() or "") if label.count() else ""
+        if shown.startswith(f"{site} · {column + 1} ") and layer.bounding_box() == box:
+            break
+    visit.page.mouse.down()
+    visit.page.mouse.up()
+
+
+def test_a_click_on_a_token_and_on_a_cell_choose_them(prompt: Visit) -> None:
+    tokens = prompt.page.locator(".ms-strip .t")
+    n = tokens.count()
+    tokens.nth(4).click()
+    wait_address(prompt, pos="5")
+    prompt.settle()
+    assert tokens.nth(4).get_attribute("aria-pressed") == "true"
+    click_cell(prompt, "mlp_out.1", row=0, rows=2, column=8, columns=n)
+    wait_address(prompt, pos="9", sae="mlp_out.1")
+    prompt.settle()
+    prompt.page.wait_for_selector(".ms-strip .t:nth-child(9)[aria-pressed=true]")
+    assert "mlp_out.1" in prompt.page.locator(".st-key-fire-chosen").inner_text()
+    prompt.shot("prompt-answer")
+    prompt.check()
+
+
+def test_a_cell_that_was_left_by_the_keyboard_can_be_clicked_again(prompt: Visit) -> None:
+    n = prompt.page.locator(".ms-strip .t").count()
+    click_cell(prompt, "resid_post.2", row=1, rows=2, column=3, columns=n)
+    wait_address(prompt, pos="4", sae="resid_post.2")
+    prompt.settle()
+    prompt.page.keyboard.press("ArrowRight")
+    wait_address(prompt, pos="5")
+    prompt.settle()
+    click_cell(prompt, "resid_post.2", row=1, rows=2, column=3, columns=n)
+    wait_address(prompt, pos="4")
+    prompt.check()
+
+
+def test_tokens_answer_the_keyboard(prompt: Visit) -> None:
+    prompt.page.locator(".ms-strip .t").nth(2).focus()
+    prompt.page.keyboard.press("Enter")
+    wait_address(prompt, pos="3")
+    prompt.settle()
+    prompt.check()
+
+
+def test_a_prompt_is_shown_and_not_obeyed(prompt: Visit) -> None:
+    shown = prompt.page.locator(".ms-strip").inner_text().replace("\n", "").replace("·", " ")
+    assert PROMPT.replace(" ", "") in shown.replace(" ", "")
+    assert prompt.page.locator(".ms-strip :is(script, img, style, a, b)").count() == 0
+    prompt.check()
+
+
+def test_a_feature_that_fires_opens_with_the_text_and_back_returns(prompt: Visit) -> None:
+    link = prompt.page.locator(".st-key-fire-chosen a").first
+    latent = int(link.inner_text())
+    link.click()
+    prompt.wait_latent(latent)
+    prompt.settle(".ms-answer")  # the model is there already, so the text is read at once
+    wait_address(prompt, text="the cat")
+    prompt.page.locator(".st-key-nav a", has_text="Prompt").click()
+    prompt.settle(".js-plotly-plot .nsewdrag")
+    wait_address(prompt, text="the cat")
+    prompt.check()

@@ -9,24 +9,14 @@ import torch
 
 from app.widgets.artefacts import Unreadable
 from app.widgets.live import TEXT_LENGTH, Fired, read_text
-from interp.config import from_json
 from interp.hooks import capture
 from interp.models import load_model
-from interp.runs import Run
 from interp.sites import Site
-from sae.config import SaeConfig
-from sae.model import Sae, load_sae
-from tests.explorer_runs import Written, write_runs
+from sae.model import load_sae
+from tests.explorer_runs import Written, random_dictionary, write_runs
 
 TEXT = "the cat sat on the mat <script>"
 SITE = "resid_post.1"
-
-
-def random_dictionary(run: Run) -> None:
-    torch.manual_seed(0)
-    sae = Sae(from_json(SaeConfig, run.config["sae"]))
-    torch.nn.init.normal_(sae.W_enc)
-    sae.save(run)
 
 
 @pytest.fixture(scope="module")
