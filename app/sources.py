@@ -138,8 +138,21 @@ class Subject:
     """The site."""
     data: DataSpec
     """The text."""
+    weights: str | None
+    """Hash of the model's weights then."""
     outlier_norm: float | None
     """Rows longer than this many times the median norm were left out of training (None: none were)."""
+
+
+def open_subject_model(subject: Subject, device: str | None) -> ModelHandle:
+    """Return the model that the dictionary was trained on.
+
+    Raises:
+        ValueError: its weights have changed since.
+    """
+    handle = open_model(subject.model, device)
+    handle.check_weights(subject.weights, subject.run.ref)
+    return handle
 
 
 def subject(ref: str | None, runs: Any) -> Subject:
@@ -167,6 +180,7 @@ def subject(ref: str | None, runs: Any) -> Subject:
         from_json(ModelSpec, config["model"]),
         Site.parse(config["site"]),
         from_json(DataSpec, config["data"]),
+        config.get("weights"),
         config.get("outlier_norm"),
     )
 

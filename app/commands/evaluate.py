@@ -38,7 +38,7 @@ def run(args: Args) -> dict[str, Any]:
     from sae.model import load_sae
 
     subject = sources.subject(args.sae, args.runs)
-    handle = sources.open_model(subject.model, args.device)
+    handle = sources.open_subject_model(subject, args.device)
     data = subject.data if args.text is None else replace(subject.data, text=args.text, tokens=args.tokens, heldout=0.0)
     _, blocks = sources.split_blocks(handle, data)
     blocks = blocks.first(args.tokens)

@@ -54,7 +54,7 @@ def run(args: Args) -> dict[str, Any]:
     wanted = args.features
     if wanted.outlier_norm is None:
         wanted = replace(wanted, outlier_norm=subject.outlier_norm)
-    handle = sources.open_model(subject.model, args.device)
+    handle = sources.open_subject_model(subject, args.device)
     blocks = sources.split_blocks(handle, data)[0].first(args.tokens)
     config = {
         **{key: subject.run.config[key] for key in ("model", "site")},

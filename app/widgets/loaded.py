@@ -51,12 +51,19 @@ def model_key(config: Mapping[str, Any]) -> str:
 _USUAL = ("dtype", "float32")
 
 
-def load_model_of(run: Run) -> ModelHandle:
-    """Return the model that the dictionary of `run` was trained on."""
+def load_model_of(run: Run, *, check: bool = True) -> ModelHandle:
+    """Return the model that the dictionary of `run` was trained on.
+
+    Raises:
+        ValueError: the run names none, it cannot be loaded, or its weights have changed since.
+    """
     key = model_key(run.config)
     if not key:
         raise ValueError("The dictionary's run does not say which model it was trained on, so no text can be read.")
-    return _model(key)
+    model = _model(key)
+    if check:
+        model.check_weights(run.config.get("weights"), run.ref)
+    return model
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the model…")

@@ -237,6 +237,18 @@ class ModelHandle:
             self._digest = total.hexdigest()
         return self._digest
 
+    def check_weights(self, digest: str | None, who: str) -> None:
+        """Refuse to be taken for the model that `who` was made with, whose weights had `digest` (None: not known).
+
+        Raises:
+            ValueError: the weights are others; what was measured with `who` would be wrong without a sign of it.
+        """
+        if digest is not None and digest != self.digest():
+            raise ValueError(
+                f"{who} was made with other weights of {self.spec.name} ({digest[:8]}) than those that are there now "
+                f"({self.digest()[:8]}). Make it again with these, or bring those back."
+            )
+
     # -- sites
 
     def sites(self, pattern: str = "*") -> list[Site]:

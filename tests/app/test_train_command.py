@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,24 @@ def test_bad_requests_get_one_clear_line(
     assert message in err
     assert "Traceback" not in err
     assert not find_runs(tmp_path / "runs", "sae", finished=True)
+
+
+def test_a_dictionary_of_other_weights_is_not_measured(
+    model_folder: Path, text: Path, tmp_path: Path, capsys: Any
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder, root = tmp_path / "model", tmp_path / "runs"
+    shutil.copytree(model_folder, folder)
+    assert main(request(folder, text, root, tokens=640)) == 0
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.ln_f.bias"] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    for command in ("evaluate", "features"):
+        assert main([command, "--runs", str(root)]) == 2
+        assert "was made with other weights of" in capsys.readouterr().err
+    assert not find_runs(root, "evaluation")
 
 
 def test_evaluating_without_a_dictionary_says_what_to_do(tmp_path: Path, capsys: Any) -> None:
