@@ -30,13 +30,13 @@ def auxk_loss(
         return x.new_zeros(())
     k_aux = max(1, sae.d_in // 2)
     k = min(k_aux, latents.numel())
-    centred = x - sae.b_dec
+    weight, bias, atoms = sae.unit()
     with torch.no_grad():
-        error = (x - recon).detach()
-        pre = torch.addmm(sae.b_enc[latents], centred, sae.W_enc[latents].t())
+        error = x - recon
+        pre = torch.addmm(bias[latents], x - sae.b_dec, weight[latents].t())
         values, picked = pre.topk(k, dim=-1, sorted=False)
-    code = kernels.preactivation(centred, sae.W_enc, sae.b_enc, Code(latents[picked], values, sae.d_sae))
-    estimate = kernels.decode(code.with_values(code.values.relu()), sae.W_dec)
+    code = kernels.preactivation(x, weight, bias, Code(latents[picked], values, sae.d_sae), sae.b_dec)
+    estimate = kernels.decode(code.with_values(code.values.relu()), atoms)
     spread = (error - error.mean(0)).square().mean()
     loss = (error - estimate).square().mean() / spread.clamp_min(torch.finfo(x.dtype).tiny)
     return loss * min(latents.numel() / k_aux, 1.0)

@@ -98,9 +98,9 @@ class Code:
 
     def fired(self) -> Bool[Tensor, " d_sae"]:
         """Return which latents are active in at least one row."""
-        fired = torch.zeros(self.d_sae, dtype=torch.bool, device=self.indices.device)
-        fired[self.indices[self.values != 0]] = True
-        return fired
+        # Silent slots write into one place too many: cheaper than picking the active ones out.
+        latents = torch.where(self.values != 0, self.indices, self.d_sae).flatten()
+        return torch.zeros(self.d_sae + 1, dtype=torch.bool, device=latents.device).scatter_(0, latents, True)[:-1]
 
     def sparse(self) -> Code:
         """Return the code without silent slots, in CSR form, latents ascending within a row."""
@@ -123,9 +123,13 @@ class Code:
         return cls(indices, values, first.d_sae, pointers)
 
     @classmethod
+    def at(cls, dense: Float[Tensor, "batch d_sae"], places: Int[Tensor, " nnz"]) -> Code:
+        """Return the CSR code of the entries of `dense` at `places`, ascending positions in the flattened matrix."""
+        batch, d_sae = dense.shape
+        starts = torch.arange(0, (batch + 1) * d_sae, d_sae, device=places.device)
+        return cls(places % d_sae, dense.flatten()[places], d_sae, torch.searchsorted(places, starts))
+
+    @classmethod
     def from_dense(cls, dense: Float[Tensor, "batch d_sae"]) -> Code:
         """Return the CSR code of a dense matrix."""
-        rows, latents = dense.nonzero(as_tuple=True)
-        counts = torch.bincount(rows, minlength=dense.shape[0])
-        pointers = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(latents, dense[rows, latents], dense.shape[1], pointers)
+        return cls.at(dense, dense.flatten().nonzero().squeeze(1))

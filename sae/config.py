@@ -23,6 +23,9 @@ class SaeConfig:
     """Arguments of the rule, such as {"k": 32}; what is missing takes the rule's default for this width."""
     normalise: Literal["scalar", "layer", "none"] = "scalar"
     """How activations are scaled before the encoder (`sae.normaliser`)."""
+    atoms: Literal["unit", "free"] = "unit"
+    """Whether training holds atoms at length 1, or leaves their length free and counts a latent's value in units of it
+    (`sae.model.Sae.unit`); a finished dictionary has unit atoms either way."""
 
     def __post_init__(self) -> None:
         """Refuse widths below 1."""
@@ -76,10 +79,11 @@ def default_k(d_in: int, d_sae: int) -> int:
 def default_lr(d_sae: int, steps: int) -> float:
     """Return Adam's peak rate: 2e-4 / sqrt(d_sae / 2^14) (Gao et al. 2024, fig. 3), raised for short runs.
 
-    The law was fitted on runs of many thousand steps; below 10,000 steps the rate grows with the square root
-    of what is missing, at most 5 times, which is what trained best in `benchmarks/learning_rate.py`.
+    The law was fitted on runs of many thousand steps. In short ones the rate with the lowest FVU grows with about
+    1 / sqrt(steps) (`benchmarks/learning_rate.py`), and so does the share of dead latents; this takes the rate up by
+    sqrt(20,000 / steps), at most 10 times, which gives most of the gain and keeps latents alive.
     """
-    return 2e-4 / math.sqrt(d_sae / 2**14) * min(5.0, max(1.0, math.sqrt(10_000 / max(1, steps))))
+    return 2e-4 / math.sqrt(d_sae / 2**14) * min(10.0, max(1.0, math.sqrt(20_000 / max(1, steps))))
 
 
 def default_dead_after(tokens: int) -> int:

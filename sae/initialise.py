@@ -1,4 +1,4 @@
-"""Where training starts: b_dec in the middle of the data, unit atoms, the encoder their transpose.
+"""Where training starts: b_dec in the middle of the data, atoms of one length, the encoder their transpose.
 
 Tied initialisation and a good centre are most of what keeps latents alive (Gao et al. 2024, app. A.1).
 """
@@ -10,6 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.model import Sae
+
+FREE_LENGTH = 0.1
+"""Length at which free atoms start (Conerly et al. 2024; sae-lens' `decoder_init_norm`)."""
 
 
 def geometric_median(
@@ -37,13 +40,14 @@ def geometric_median(
 
 @torch.no_grad()
 def initialise(sae: Sae, sample: Float[Tensor, "batch d_in"], seed: int = 0) -> None:
-    """Fit the normaliser and b_dec to `sample`, draw unit atoms and tie the encoder to them."""
+    """Fit the normaliser and b_dec to `sample`, draw atoms of length 1 (free ones: 0.1), tie the encoder to them."""
     sample = sample.to(sae.W_dec.device)
     sae.normaliser.fit(sample, geometric_median(sample))
     normalised, _ = sae.normaliser.into(sample.to(sae.W_dec.dtype))
     sae.b_dec.copy_(geometric_median(normalised))
     generator = torch.Generator().manual_seed(seed)
     atoms = torch.randn(sae.W_dec.shape, generator=generator, dtype=torch.float64)
-    sae.W_dec.copy_(atoms / atoms.norm(dim=1, keepdim=True))
+    length = 1.0 if sae.unit_atoms else FREE_LENGTH
+    sae.W_dec.copy_(length * atoms / atoms.norm(dim=1, keepdim=True))
     sae.W_enc.copy_(sae.W_dec)
     sae.b_enc.zero_()

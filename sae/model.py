@@ -4,6 +4,11 @@
 
 `W_enc` and `W_dec` are both `[d_sae d_in]`: an encoder row and an atom for each latent, contiguous, which is the
 layout that every sparse kernel reads. Callers see raw activations only.
+
+With free atoms the same dictionary is trained in other coordinates: whatever the length of W_dec[i], the latent's
+atom is W_dec[i] / length, its encoder row W_enc[i] · length, its bias b_enc[i] · length. Selection, penalties and
+thresholds so see what a unit atom would (sae-lens' `rescale_acts_by_decoder_norm`; an L1 penalty is the one of
+Anthropic's April 2024 update), and once training is over the length is folded in.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from interp.config import canonical, from_json, to_json
 from interp.runs import Run
@@ -39,7 +45,25 @@ class Sae(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
         self.normaliser = Normaliser(config.normalise)
         self.rule = build_rule(config.rule, config.d_in, config.d_sae, config.rule_args)
+        self.unit_atoms = config.atoms == "unit"
         self._pre: Tensor | None = None
+
+    def unit(
+        self,
+    ) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " d_sae"], Float[Tensor, "d_sae d_in"]]:
+        """Return (encoder rows, encoder biases, atoms) for atoms of length 1, with gradients to the parameters."""
+        if self.unit_atoms:
+            return self.W_enc, self.b_enc, self.W_dec
+        length = vector_norm(self.W_dec, dim=1).clamp_min(torch.finfo(self.W_dec.dtype).tiny)
+        return self.W_enc * length.unsqueeze(1), self.b_enc * length, self.W_dec / length.unsqueeze(1)
+
+    @torch.no_grad()
+    def finalise(self) -> None:
+        """Fold the length of free atoms into the encoder and fix what the rule's evaluation needs."""
+        for parameter, value in zip((self.W_enc, self.b_enc, self.W_dec), self.unit(), strict=True):
+            parameter.copy_(value)
+        self.unit_atoms = True
+        self.rule.finalise()
 
     def pre(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Return the pre-activations (x - b_dec) W_enc^T + b_enc of normalised `x`, without a graph.
@@ -48,23 +72,32 @@ class Sae(nn.Module):
         more in page faults than the product itself.
         """
         with torch.no_grad():
+            weight, bias, _ = self.unit()
             # (x - b_dec) W^T + b_enc = x W^T + (b_enc - W b_dec): one product, no copy of x.
-            bias = self.b_enc - self.W_enc @ self.b_dec
+            bias = bias - weight @ self.b_dec
             if not self.training:
-                return torch.addmm(bias, x, self.W_enc.t())
+                return torch.addmm(bias, x, weight.t())
             held = self._pre
             if held is None or held.shape[0] < len(x) or (held.dtype, held.device) != (x.dtype, x.device):
                 held = self._pre = x.new_empty(len(x), self.d_sae)
-            return torch.addmm(bias, x, self.W_enc.t(), out=held[: len(x)])
+            return torch.addmm(bias, x, weight.t(), out=held[: len(x)])
 
     def select(
-        self, x: Float[Tensor, "batch d_in"], indices: Int[Tensor, "*slots"], values: Float[Tensor, "*slots"]
+        self,
+        x: Float[Tensor, "batch d_in"],
+        indices: Int[Tensor, "*slots"],
+        values: Float[Tensor, "*slots"],
+        pointers: Int[Tensor, " batch_plus_1"] | None = None,
     ) -> Code:
-        """Return the code of the pre-activations `values` at `indices`, with gradients to x, W_enc, b_enc and b_dec."""
-        code = Code(indices, values, self.d_sae)
+        """Return the code of the pre-activations `values` at `indices`, with gradients to x, W_enc, b_enc and b_dec.
+
+        With `pointers` the slots are in CSR form.
+        """
+        code = Code(indices, values, self.d_sae, pointers)
         if not torch.is_grad_enabled():
             return code
-        return kernels.preactivation(x - self.b_dec, self.W_enc, self.b_enc, code)
+        weight, bias, _ = self.unit()
+        return kernels.preactivation(x, weight, bias, code, self.b_dec)
 
     def encode_normalised(self, x: Float[Tensor, "batch d_in"], ctx: Context | None = None) -> Code:
         """Return the code of normalised activations.
@@ -79,7 +112,7 @@ class Sae(nn.Module):
 
     def decode_normalised(self, code: Code) -> Float[Tensor, "batch d_in"]:
         """Return z W_dec + b_dec, in normalised units."""
-        return kernels.decode(code, self.W_dec) + self.b_dec
+        return kernels.decode(code, self.unit()[2], self.b_dec)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Code:
         """Return the code of raw activations; leading axes are flattened to rows."""
@@ -108,8 +141,9 @@ class Sae(nn.Module):
         return self.normaliser.into(x.reshape(-1, self.d_in).to(self.W_enc.dtype))
 
     def save(self, run: Run) -> None:
-        """Write the weights into `run`, with the configuration in the file's own metadata."""
-        tensors = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
+        """Write the weights, atoms at length 1, into `run`, with the configuration in the file's own metadata."""
+        weights = self.state_dict() | dict(zip(("W_enc", "b_enc", "W_dec"), self.unit(), strict=True))
+        tensors = {name: value.detach().contiguous() for name, value in weights.items()}
         run.save_tensors(WEIGHTS, tensors, {"config": canonical(to_json(self.config))})
 
 
@@ -125,4 +159,5 @@ def load_sae(run: Run, device: str | torch.device = "cpu") -> Sae:
         odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise ValueError(f"{run.ref}: {WEIGHTS} does not fit its configuration (at {', '.join(odd)}); train it again.")
     sae.load_state_dict(tensors)
+    sae.unit_atoms = True
     return sae.to(device).eval()

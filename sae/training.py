@@ -6,6 +6,7 @@ training needs to be the training that was never broken.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.linalg import vecdot, vector_norm
+from torch.nn.functional import mse_loss
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from interp.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sae.auxk import auxk_loss
@@ -84,15 +88,16 @@ class Training:
         ctx = Context(self.step, self.config.steps, generator, dead)
         code = sae.encode_normalised(x, ctx)
         recon = sae.decode_normalised(code)
-        mse = (x - recon).square().mean()
+        mse = mse_loss(recon, x)
         losses = {"mse": mse, **sae.rule.penalties(x, code, recon, sae, ctx)}
         if self.config.aux:
             losses["aux"] = self.config.aux * auxk_loss(x, recon, dead, sae)
         loss = torch.stack(list(losses.values())).sum()
         grad_norm = self._update(loss)
+        sae.rule.observe(code, ctx)
         self.silent = torch.where(code.fired(), 0, self.silent + len(code))
         metrics = {name: value.detach() for name, value in losses.items()}
-        fvu = mse.detach() / (x - x.mean(0)).square().mean()
+        fvu = mse.detach() / vector_norm(x - x.mean(0)).square() * x.numel()
         l0, dead_share = code.l0().double().mean(), dead.double().mean()
         return {
             "loss": loss.detach(),
@@ -105,24 +110,34 @@ class Training:
 
     def _update(self, loss: Float[Tensor, ""]) -> Tensor:
         """Backward, project, clip, step, renormalise: atoms have unit length whenever anybody looks."""
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"The loss became {loss.item()} at step {self.step}; lower --lr (now {self.lr:.2g}) or look at the "
-                "activations with `mechscope capture`, which counts what is not finite."
-            )
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.optimizer.zero_grad()
         loss.backward()
-        atoms = self.sae.W_dec
-        if atoms.grad is not None:
+        atoms, unit = self.sae.W_dec, self.sae.unit_atoms
+        if unit and atoms.grad is not None:
             # Along an atom the gradient only changes its length, which the renormalisation undoes: spare Adam that.
-            atoms.grad -= (atoms.grad * atoms.data).sum(1, keepdim=True) * atoms.data
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.clip)
+            atoms.grad.addcmul_(vecdot(atoms.grad, atoms.data).unsqueeze(1), atoms.data, value=-1)
+        grad_norm = self._clip(loss)
         self.optimizer.step()
-        with torch.no_grad():
-            atoms /= atoms.norm(dim=1, keepdim=True).clamp_min(torch.finfo(atoms.dtype).tiny)
+        if unit:
+            atoms.data /= vector_norm(atoms.data, dim=1, keepdim=True).clamp_min(torch.finfo(atoms.dtype).tiny)
         self.step += 1
+        return grad_norm
+
+    def _clip(self, loss: Float[Tensor, ""]) -> Tensor:
+        """Shorten the gradient to `clip` and return its norm before that; nothing is changed if it is not finite."""
+        parameters = [parameter for parameter in self.sae.parameters() if parameter.grad is not None]
+        grad_norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        value, norm = torch.stack([loss.detach(), grad_norm]).tolist()  # the step's only wait for a GPU
+        for name, number in (("loss", value), ("gradient's norm", norm)):
+            if not math.isfinite(number):
+                raise ValueError(
+                    f"The {name} became {number} at step {self.step}; lower --lr (now {self.lr:.2g}) or look at the "
+                    "activations with `mechscope capture`, which counts what is not finite."
+                )
+        if norm > self.config.clip:
+            clip_grads_with_norm_(parameters, self.config.clip, grad_norm)
         return grad_norm
 
     def tensors(self) -> dict[str, Tensor]:
@@ -159,7 +174,7 @@ def train(training: Training, batches: Batches, listeners: Sequence[Listener] = 
                     listener.on_step(training, metrics)
         if stopped.is_set():
             raise KeyboardInterrupt
-        sae.rule.finalise()
+        sae.finalise()
     finally:
         sae.eval()
         for listener in listeners:

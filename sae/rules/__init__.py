@@ -7,10 +7,14 @@ import inspect
 from interp.names import unknown
 from sae.config import Scalar
 from sae.rules.base import Context, Rule
+from sae.rules.batch_topk import BatchTopK
+from sae.rules.relu import Relu
 from sae.rules.topk import TopK
 
 RULES: dict[str, type[Rule]] = {
     "topk": TopK,
+    "batch_topk": BatchTopK,
+    "relu": Relu,
 }
 
 __all__ = ["RULES", "Context", "Rule", "build_rule", "check_rule"]

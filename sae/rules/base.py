@@ -59,5 +59,8 @@ class Rule(nn.Module, ABC):
         """Return what the rule adds to the loss, weighted and named."""
         return {}
 
+    def observe(self, code: Code, ctx: Context) -> None:
+        """Learn from a training step that is done, such as a running threshold; `encode` itself keeps nothing."""
+
     def finalise(self) -> None:
         """Fix what evaluation needs (thresholds and the like) once training is over."""

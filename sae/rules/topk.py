@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae import kernels
 from sae.code import Code
 from sae.config import default_k
 from sae.rules.base import Context, Rule
@@ -34,6 +35,6 @@ class TopK(Rule):
     def encode(self, x: Float[Tensor, "batch d_in"], sae: Sae, ctx: Context) -> Code:  # noqa: ARG002
         """Return the code of normalised activations."""
         with torch.no_grad():
-            values, indices = sae.pre(x).topk(self.k, dim=-1, sorted=False)
+            values, indices = kernels.largest(sae.pre(x), self.k)
         code = sae.select(x, indices, values)
         return code.with_values(code.values.relu())

@@ -60,3 +60,18 @@ def test_target_is_detached_and_the_decoder_bias_stays_out() -> None:
 def test_no_dead_latents_cost_nothing() -> None:
     sae, x, recon, dead = setup()
     assert float(auxk_loss(x, recon, torch.zeros_like(dead), sae)) == 0.0
+
+
+def test_free_atoms_have_the_loss_of_the_folded_dictionary() -> None:
+    g = torch.Generator().manual_seed(5)
+    sae = Sae(SaeConfig(8, 24, "topk", {"k": 3}, "none", "free")).double()
+    x = torch.randn(50, 8, generator=g, dtype=torch.float64)
+    initialise(sae, x, seed=1)
+    sae.W_dec.data *= torch.rand(24, 1, generator=g, dtype=torch.float64) + 0.5
+    dead, recon = torch.rand(24, generator=g) < 0.5, x * 0.9
+    free = auxk_loss(x, recon, dead, sae)
+    free.backward()
+    assert sae.W_enc.grad is not None
+    assert torch.count_nonzero(sae.W_enc.grad[dead]) > 0
+    sae.finalise()
+    assert torch.allclose(free, auxk_loss(x, recon, dead, sae))

@@ -64,3 +64,27 @@ def test_concatenation_stacks_rows(first: Code, second: Code) -> None:
     second = Code(second.indices % first.d_sae, second.values, first.d_sae)
     for a, b in ((first, first), (first.sparse(), second.sparse())):
         assert torch.equal(Code.concatenate([a, b]).dense(), torch.cat([a.dense(), b.dense()]))
+
+
+@settings(deadline=None)
+@given(codes())
+def test_slots_that_are_silent_fire_nothing_in_any_form(code: Code) -> None:
+    silent = code.with_values(torch.zeros_like(code.values))
+    flat = Code(
+        silent.indices.flatten(),
+        silent.values.flatten(),
+        code.d_sae,
+        torch.arange(len(code) + 1) * code.indices.shape[1],
+    )
+    for form in (silent, silent.sparse(), flat):
+        assert not form.fired().any()
+        assert int(form.l0().sum()) == int(form.counts().sum()) == 0
+
+
+def test_code_at_places_of_a_matrix() -> None:
+    dense = torch.arange(12.0).view(3, 4)
+    code = Code.at(dense, torch.tensor([1, 2, 11]))
+    assert code.pointers is not None
+    assert code.pointers.tolist() == [0, 2, 2, 3]
+    assert code.indices.tolist() == [1, 2, 3]
+    assert code.values.tolist() == [1.0, 2.0, 11.0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from sae import kernels
@@ -18,19 +20,21 @@ def problem(
     x, w_enc = (torch.randn(n, d_in, generator=g, dtype=dtype) for n in (batch, d_sae))
     w_dec, b_enc = torch.randn(d_sae, d_in, generator=g, dtype=dtype), torch.randn(d_sae, generator=g, dtype=dtype)
     indices = torch.stack([torch.randperm(d_sae, generator=g)[:k] for _ in range(batch)])
-    values = (x @ w_enc.t() + b_enc).gather(1, indices)
+    values = ((x - w_dec.mean(0)) @ w_enc.t() + b_enc).gather(1, indices)
     return Code(indices, values, d_sae), x, w_enc, b_enc, w_dec
 
 
 def sparse_loss(code: Code, x: Tensor, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor) -> Tensor:
-    on = kernels.preactivation(x, w_enc, b_enc, code)
+    centre = w_dec.mean(0)
+    on = kernels.preactivation(x, w_enc, b_enc, code, centre)
     on = on.with_values(on.values.relu())
-    return (kernels.decode(on, w_dec) - x.detach()).square().sum()
+    return (kernels.decode(on, w_dec, centre) - x.detach()).square().sum()
 
 
 def dense_loss(code: Code, x: Tensor, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor) -> Tensor:
+    centre = w_dec.mean(0)
     support = torch.zeros(len(code), code.d_sae, dtype=x.dtype).scatter(1, code.indices, 1.0)
-    return (((x @ w_enc.t() + b_enc) * support).relu() @ w_dec - x.detach()).square().sum()
+    return ((((x - centre) @ w_enc.t() + b_enc) * support).relu() @ w_dec + centre - x.detach()).square().sum()
 
 
 @pytest.mark.parametrize("csr", [False, True])
@@ -58,11 +62,60 @@ def test_gradcheck() -> None:
     )
 
     # The values are an input that the caller has computed; recompute them so that finite differences see them move.
-    def selected(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        values = (x @ w.t() + b).gather(1, code.indices).detach()
-        return kernels.preactivation(x, w, b, code.with_values(values)).values
+    def selected(x: Tensor, w: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        values = ((x - c) @ w.t() + b).gather(1, code.indices).detach()
+        return kernels.preactivation(x, w, b, code.with_values(values), c).values
 
-    assert torch.autograd.gradcheck(selected, (x, w_enc, b_enc))
+    centre, bias = (w_dec.detach()[row].clone().requires_grad_() for row in (0, 1))
+    assert torch.autograd.gradcheck(selected, (x, w_enc, b_enc, centre))
+    assert torch.autograd.gradcheck(
+        lambda v, b: kernels.decode(code.with_values(v), w_dec.detach(), b), (code.values, bias)
+    )
+
+
+@st.composite
+def rows_to_select_from(draw: st.DrawFn) -> tuple[Tensor, int]:
+    """Draw a matrix and k; few distinct values make ties, and some entries are infinite."""
+    batch, n = draw(st.integers(0, 9)), draw(st.sampled_from([1, 7, 64, 96, 256, 1000, 1024]))
+    k = draw(st.integers(1, max(1, min(n, 40))))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    x = torch.randn(batch, n, generator=generator)
+    if draw(st.booleans()):
+        x = x.mul_(draw(st.sampled_from([0.0, 1.0, 3.0]))).round_()
+    if draw(st.booleans()):
+        x[torch.rand(batch, n, generator=generator) < draw(st.sampled_from([0.01, 0.5, 0.999]))] = -torch.inf
+    return x, k
+
+
+@given(rows_to_select_from())
+def test_selection_is_topk(case: tuple[Tensor, int]) -> None:
+    x, k = case
+    values, indices = kernels.largest(x, k)
+    assert torch.equal(values.sort(1).values, x.topk(k).values.sort(1).values)
+    assert torch.equal(x.gather(1, indices), values)
+    assert all(len(set(row)) == k for row in indices.tolist())
+
+
+def test_selection_folds_where_it_should_and_lets_nan_through() -> None:
+    assert kernels._folds(4096, 32) == (8, 8)
+    assert kernels._folds(4095, 32) is None
+    assert kernels._folds(64, 32) is None
+    x = torch.randn(5, 4096, generator=torch.Generator().manual_seed(1))
+    x[2, 77] = torch.nan
+    values, indices = kernels.largest(x, 32)
+    assert int(values.isnan().sum()) == 1
+    assert 77 in indices[2].tolist()
+
+
+def test_an_empty_code_decodes_to_the_bias() -> None:
+    _, x, w_enc, b_enc, w_dec = problem(torch.float64)
+    code = Code(torch.zeros(0, dtype=torch.long), x.new_zeros(0), len(w_dec), torch.zeros(8, dtype=torch.long))
+    leaves = [t.requires_grad_() for t in (x, w_enc, b_enc, w_dec)]
+    on = kernels.preactivation(x, w_enc, b_enc, code, w_dec[0])
+    out = kernels.decode(on, w_dec, w_dec[1])
+    assert torch.equal(out, w_dec[1].expand(7, -1))
+    for gradient in torch.autograd.grad(out.sum(), leaves[:3]):
+        assert torch.count_nonzero(gradient) == 0
 
 
 @pytest.mark.parametrize("floats", [1, 17, 1 << 22])

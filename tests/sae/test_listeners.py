@@ -1,4 +1,4 @@
-"""wandb only mirrors: the same numbers whether it is offline, disabled or absent, and nothing outside the run's folder."""
+"""wandb only mirrors: the same numbers whether it is offline, disabled or absent."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def run_with(mode: str, tmp_path: Path) -> Path:
     home.mkdir()
     dead = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     keys = ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR")
-    env = os.environ | dead | {key: str(home / key) for key in keys} | {"HOME": str(home), "PYTHONPATH": str(Path.cwd())}
+    places = {key: str(home / key) for key in keys} | {"HOME": str(home), "PYTHONPATH": str(Path.cwd())}
+    env = os.environ | dead | places
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, mode, str(tmp_path / "runs")],
         env=env,

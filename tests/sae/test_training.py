@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from interp.checkpoint import read_checkpoint
+from interp.config import to_json
 from interp.runs import start_run
 from sae.config import SaeConfig, TrainConfig, default_k, default_lr
 from sae.initialise import geometric_median, initialise
 from sae.listeners import CHECKPOINT, Checkpoint, RunLog
 from sae.model import Sae, load_sae
+from sae.rules import RULES
 from sae.training import Training, begin, train
 
 CONFIG = TrainConfig(tokens=60 * 64, batch=64, lr=3e-3, dead_after=300)
@@ -37,8 +39,8 @@ class Planted:
         return (on * torch.rand(64, 20, generator=g)) @ self.atoms + 1.0
 
 
-def fresh() -> Sae:
-    return Sae(SaeConfig(12, 32, "topk", {"k": 3}))
+def fresh(rule: str = "topk", atoms: str = "unit") -> Sae:
+    return Sae(SaeConfig(12, 32, rule, {} if rule == "relu" else {"k": 3}, atoms=atoms))  # type: ignore[arg-type]
 
 
 def same(a: Training, b: Training) -> bool:
@@ -76,6 +78,21 @@ def test_a_training_resumed_after_any_step_is_the_unbroken_one_bit_for_bit(trial
     train(resumed, batches, [checkpoint])
     assert same(whole, resumed)
     assert not (record.path / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("atoms", ["unit", "free"])
+def test_every_rule_resumes_bit_for_bit(rule: str, atoms: str, tmp_path: Path) -> None:
+    batches = Planted()
+    whole = begin(fresh(rule, atoms), batches, CONFIG)
+    train(whole, batches)
+    record = start_run("sae", {}, slug="t", root=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(begin(fresh(rule, atoms), batches, CONFIG), batches, [Checkpoint(record), StopAt(23)])
+    resumed = Training(fresh(rule, atoms), CONFIG)
+    assert Checkpoint(record).restore(resumed)
+    train(resumed, batches)
+    assert same(whole, resumed)
 
 
 def test_log_of_a_resumed_training_has_every_step_once(tmp_path: Path) -> None:
@@ -161,18 +178,32 @@ def test_infinite_activations_stop_the_training_with_advice() -> None:
     assert all(torch.equal(before[name], value) for name, value in training.tensors().items())
 
 
-def test_saved_dictionary_gives_the_same_codes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("atoms", ["unit", "free"])
+def test_saved_dictionary_gives_the_same_codes(rule: str, atoms: str, tmp_path: Path) -> None:
     batches = Planted()
-    sae = train(begin(fresh(), batches, CONFIG), batches)
-    with start_run(
-        "sae", {"sae": {"d_in": 12, "d_sae": 32, "rule": "topk", "rule_args": {"k": 3}}}, slug="t", root=tmp_path
-    ) as record:
+    sae = train(begin(fresh(rule, atoms), batches, CONFIG), batches)
+    with start_run("sae", {"sae": to_json(sae.config)}, slug="t", root=tmp_path) as record:
         sae.save(record)
         record.finish({})
     again, x = load_sae(record), batches.batch(1000)
     with torch.no_grad():
         assert torch.equal(again.encode(x).dense(), sae.encode(x).dense())
         assert torch.equal(again(x)[0], sae(x)[0])
+
+
+def test_a_dictionary_saved_before_its_lengths_are_folded_in_has_unit_atoms(tmp_path: Path) -> None:
+    training = begin(fresh(atoms="free"), Planted(), CONFIG)
+    training.advance(Planted().batch(0))
+    sae, x = training.sae.eval(), Planted().batch(1000)
+    assert float(sae.W_dec.detach().norm(dim=1).max()) < 0.2
+    with start_run("sae", {"sae": to_json(sae.config)}, slug="t", root=tmp_path) as record:
+        sae.save(record)
+        record.finish({})
+    again = load_sae(record)
+    assert torch.allclose(again.W_dec.norm(dim=1), torch.ones(32), atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(again(x)[0], sae(x)[0], atol=1e-5)
 
 
 def test_geometric_median_is_a_minimum_and_survives_rows_on_it() -> None:
@@ -197,6 +228,24 @@ def test_initial_encoder_is_tied_and_atoms_have_unit_length() -> None:
     assert float((x - sae.b_dec.detach()).square().mean()) == pytest.approx(1.0, rel=0.3)
 
 
+def test_free_atoms_start_short_and_tied() -> None:
+    sae = fresh(atoms="free")
+    initialise(sae, Planted().batch(0), seed=3)
+    assert torch.equal(sae.W_enc, sae.W_dec)
+    assert torch.allclose(sae.W_dec.norm(dim=1), torch.full((32,), 0.1))
+
+
+def test_a_gradient_above_the_limit_is_shortened_and_its_own_norm_reported() -> None:
+    norms = {}
+    for clip in (1e-3, 1e3):
+        training = begin(fresh(), Planted(), TrainConfig(tokens=6400, batch=64, clip=clip, aux=0.0))
+        norms[clip] = float(training.advance(Planted().batch(0))["grad_norm"])
+        left = torch.stack([p.grad.norm() for p in training.sae.parameters() if p.grad is not None]).norm()
+        assert float(left) == pytest.approx(min(clip, norms[clip]), rel=1e-3)
+    assert norms[1e-3] == pytest.approx(norms[1e3])
+    assert norms[1e3] > 1e-3
+
+
 def test_a_constant_sample_is_refused() -> None:
     with pytest.raises(ValueError, match=r"spread must be finite and above 0.*got 0"):
         initialise(fresh(), torch.ones(10, 12))
@@ -207,7 +256,7 @@ def test_defaults_follow_the_width() -> None:
     assert default_k(64, 5) == 5
     assert default_lr(2**14, 100_000) == pytest.approx(2e-4)
     assert default_lr(2**12, 100_000) == pytest.approx(4e-4)
-    assert default_lr(2**14, 10) == pytest.approx(1e-3)
+    assert default_lr(2**14, 10) == pytest.approx(2e-3)
 
 
 def test_too_few_tokens_are_refused() -> None:
