@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app import console
@@ -48,19 +49,23 @@ def from_store(ref: str, site: str | None, runs: Any) -> Source:
     from interp.activations import DiskStore, read_info
     from interp.names import unknown
     from interp.runs import open_run
+    from interp.sites import Site
 
     run = open_run(ref, runs)
     if run.kind != "activations" or not run.finished:
         raise ValueError(f"{run.ref} is no finished store of activations; make one with `mechscope capture`.")
     info = read_info(run)
-    chosen = site or next(iter(info.widths))
+    if site is None and len(info.widths) > 1:
+        raise ValueError(f"{run.ref} has several sites; say which: --site {', '.join(info.widths)}.")
+    chosen = next(iter(info.widths)) if site is None else str(Site.parse(site))
     if chosen not in info.widths:
-        raise ValueError(unknown(f"site of {run.ref}", chosen, info.widths))
+        raise ValueError(unknown(f"site of {run.ref}:", chosen, info.widths))
     config = {key: run.config[key] for key in ("model", "data")} | {
         "weights": info.weights,
         "tokens": info.tokens,
         "site": chosen,
         "outlier_norm": run.config["capture"]["outlier_norm"],
+        "drop_bos": run.config["capture"]["drop_bos"],
         "store": run.ref,
     }
     width = info.widths[chosen]
@@ -84,6 +89,7 @@ def from_text(
         "tokens": blocks.digest(),
         "site": str(chosen),
         "outlier_norm": outlier_norm,
+        "drop_bos": True,
     }
 
     def open_batches(batch: int, seed: int) -> Batches:
@@ -140,6 +146,10 @@ class Subject:
     """The text."""
     weights: str | None
     """Hash of the model's weights then."""
+    tokens: str | None
+    """Hash of the token blocks that it was trained on."""
+    drop_bos: bool
+    """Whether BOS was left out of training."""
     outlier_norm: float | None
     """Rows longer than this many times the median norm were left out of training (None: none were)."""
 
@@ -181,8 +191,33 @@ def subject(ref: str | None, runs: Any) -> Subject:
         Site.parse(config["site"]),
         from_json(DataSpec, config["data"]),
         config.get("weights"),
+        config.get("tokens"),
+        config.get("drop_bos", True),
         config.get("outlier_norm"),
     )
+
+
+def subject_blocks(subject: Subject, handle: ModelHandle) -> tuple[Blocks, Blocks]:
+    """Return the text of the dictionary's training as (training, held-out) blocks.
+
+    Raises:
+        ValueError: the text has changed since, so that what is held out now may have been trained on.
+    """
+    blocks, heldout = split_blocks(handle, subject.data)
+    if subject.tokens is not None and blocks.digest() != subject.tokens:
+        raise ValueError(
+            f"{subject.data.text} is not the text any more that {subject.run.ref} was trained on. Bring it back, or "
+            "give another text with --text."
+        )
+    return blocks, heldout
+
+
+def local(name: str) -> str:
+    """Return the absolute path of a file or folder, so that a run is found again from any folder; other names as is."""
+    from interp.models.embedded import embedded_models
+
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in ("demo", *embedded_models()) and path.exists() else name
 
 
 def slug(name: str) -> str:

@@ -7,7 +7,6 @@ from anywhere. Optimiser state is stored by parameter order, which is what `Opti
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from interp.runs.files import replacing
+
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write `tensors` and JSON-able `meta` to `path` so that a crash leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".part")
-    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"meta": json.dumps(meta)})
-    os.replace(temporary, path)
+    """Write `tensors` and JSON-able `meta` to `path` so that a crash leaves the old file or the new one.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    with replacing(path) as temporary:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"meta": json.dumps(meta)})
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 LISTED = 30
 """Names that a message lists at most; the rest is counted."""
@@ -25,14 +25,16 @@ def shorten(got: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def unknown(what: str, got: object, known: Iterable[str]) -> str:
-    """Return the message for a name that is not among `known`.
+def unknown(what: str, got: object, known: Iterable[str], also: Mapping[str, str] | None = None) -> str:
+    """Return the message for a name that is not among `known`; `also`: other names, and which known one each means.
 
     >>> unknown("rule", "topkk", ["topk", "batch_topk"])
     "Unknown rule 'topkk'; did you mean 'topk'? Known: batch_topk, topk."
     """
     names = sorted(set(known))
-    match = nearest(got, names)
+    meant = dict(also or {}) | {name: name for name in names}
+    close = nearest(got, meant)
+    match = meant[close] if close else None
     listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
     return (
         f"Unknown {what} {shorten(got)}"

@@ -61,6 +61,14 @@ class TrainConfig:
         """Refuse settings that cannot train."""
         if self.batch < 1 or self.tokens < self.batch:
             raise ValueError(f"tokens must be at least batch={self.batch}, got {self.tokens}; ask for more tokens.")
+        for name, least in (("aux", 0), ("dead_after", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"{name} must be {least} or more, got {value}.")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0, got {value}.")
         for name in ("warmup", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share of the steps and must lie in 0..1, got {getattr(self, name)}.")

@@ -21,6 +21,9 @@ from interp.models import ModelHandle
 from interp.sites import Site
 from interp.types import Dictionary
 
+LOGIT_FLOATS = 1 << 24
+"""Largest batch of logits, in floats (64 MiB in float32); three of its size are held at once."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -50,6 +53,8 @@ class Evaluation:
     """Loss when the mean of x replaces x."""
     kl: float
     """KL(clean || spliced)."""
+    unpredicted: int
+    """Next tokens left out of every loss, because the model's own loss there is not finite."""
 
     @property
     def ce_delta(self) -> float:
@@ -92,34 +97,47 @@ class _Totals:
     def __init__(self, d_sae: int) -> None:
         self.reconstruction = Reconstruction()
         self.counts = torch.zeros(d_sae, dtype=torch.long)
-        self.positions = self.kept = self.nonfinite = self.predicted = 0
+        self.positions = self.kept = self.nonfinite = self.predicted = self.unpredicted = 0
         self.losses: dict[str, float] = dict.fromkeys(("clean", "spliced", "zero", "mean", "kl"), 0.0)
 
 
 @torch.inference_mode()
 def evaluate(
     handle: ModelHandle,
-    site: Site,
+    site: Site | str,
     sae: Dictionary,
     blocks: Blocks,
     *,
     drop_bos: bool = True,
     outlier_norm: float | None = None,
-    batch_blocks: int = 16,
+    batch_blocks: int | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[Evaluation, Float[Tensor, " d_sae"]]:
-    """Return (evaluation, density of each latent) on `blocks`; `on_progress` hears the blocks done.
+    """Return (evaluation, density of each latent) on `blocks`.
+
+    Args:
+        handle: the model.
+        site: where the dictionary belongs.
+        sae: the dictionary.
+        blocks: the text.
+        drop_bos: leave BOS alone.
+        outlier_norm: leave alone what is longer than this many times the median norm.
+        batch_blocks: blocks in a forward pass; None takes as many as keep the logits small.
+        on_progress: hears the number of blocks done so far.
 
     Raises:
         ValueError: no position is kept.
     """
+    site = handle.check_site(site)
+    if batch_blocks is None:
+        batch_blocks = max(1, min(16, LOGIT_FLOATS // (blocks.context * handle.d_vocab)))
     usable = blocks.keep & ~blocks.bos() if drop_bos else blocks.keep
     batches = [
         tuple(part.to(handle.device) for part in parts)
         for parts in zip(*(t.split(batch_blocks) for t in (blocks.tokens.long(), blocks.keep, usable)), strict=True)
     ]
     mean, typical = _mean_activation(handle, site, [(tokens, able) for tokens, _, able in batches])
-    totals = _Totals(sae.d_sae)
+    totals, done = _Totals(sae.d_sae), 0
     for tokens, keep, able in batches:
         with capture(handle, [site]) as taken:
             clean = handle.logits(tokens)
@@ -133,7 +151,8 @@ def evaluate(
             totals.reconstruction.add(x[kept], recon, mean)
             totals.counts += code.counts().cpu()
         _add_losses(totals, handle, site, sae, tokens, keep, kept, clean, mean)
-        on_progress(len(tokens))
+        done += len(tokens)
+        on_progress(done)
     if totals.kept == 0:
         raise ValueError(
             f"None of the {totals.positions} positions can be measured: {totals.nonfinite} are NaN or infinite, the "
@@ -170,8 +189,12 @@ def _add_losses(
     mean: Float[Tensor, " d_in"],
 ) -> None:
     """Add the losses of the clean run and of the three interventions over all real next tokens."""
-    predicted = keep[:, 1:] & keep[:, :-1]
+    losses = next_token_loss(clean, tokens)
+    real = keep[:, 1:] & keep[:, :-1]
+    predicted = real & torch.isfinite(losses)
     totals.predicted += int(predicted.sum())
+    totals.unpredicted += int((real & ~predicted).sum())
+    totals.losses["clean"] += float(losses[predicted].double().sum())
 
     def replaced(value: Tensor) -> Tensor:
         def edit(x: Tensor) -> Tensor:
@@ -183,10 +206,15 @@ def _add_losses(
 
     with splice(handle, site, sae, keep=kept):
         spliced = handle.logits(tokens)
-    runs = {"clean": clean, "spliced": spliced, "zero": replaced(torch.zeros_like(mean)), "mean": replaced(mean)}
-    for name, logits in runs.items():
-        totals.losses[name] += float(next_token_loss(logits, tokens)[predicted].double().sum())
     totals.losses["kl"] += float(kl_divergence(clean, spliced)[:, :-1][predicted].double().sum())
+    # One at a time: with a large vocabulary each set of logits is most of the memory.
+    runs = {
+        "spliced": lambda: spliced,
+        "zero": lambda: replaced(torch.zeros_like(mean)),
+        "mean": lambda: replaced(mean),
+    }
+    for name, logits in runs.items():
+        totals.losses[name] += float(next_token_loss(logits(), tokens)[predicted].double().sum())
 
 
 def _summary(totals: _Totals, d_sae: int) -> Evaluation:
@@ -204,4 +232,5 @@ def _summary(totals: _Totals, d_sae: int) -> Evaluation:
         ce_zero=losses["zero"],
         ce_mean=losses["mean"],
         kl=losses["kl"],
+        unpredicted=totals.unpredicted,
     )

@@ -22,7 +22,7 @@ class RunLog:
         """Log into `run`."""
         self.run, self.every = run, every
         self.last: dict[str, float] = {}
-        self._started, self._since = time.time(), (time.time(), 0)
+        self._since = (time.time(), 0)
 
     def on_step(self, training: Training, metrics: dict[str, Tensor | float]) -> None:
         """Log every `every`-th step, the first and the last."""
@@ -31,7 +31,7 @@ class RunLog:
         now, tokens = time.time(), training.tokens
         before, seen = self._since
         self.last = {name: float(value) for name, value in metrics.items()}
-        self.last |= {"tokens": tokens, "lr": training.lr, "time": round(now - self._started, 3)}
+        self.last["tokens"] = tokens
         if seen:
             self.last["rows_per_s"] = round((tokens - seen) / max(1e-9, now - before))
         self._since = (now, tokens)
@@ -43,7 +43,10 @@ class RunLog:
 
 
 class Checkpoint:
-    """Write the whole state into the run every `seconds` and when the training stops early."""
+    """Write the whole state into the run every `seconds` and when the training stops, finished or not.
+
+    `discard` drops it once what was trained is safe elsewhere.
+    """
 
     def __init__(self, run: Run, seconds: float = 60.0) -> None:
         """Save into `run`."""
@@ -68,11 +71,13 @@ class Checkpoint:
             self._save(training)
 
     def on_stop(self, training: Training) -> None:
-        """Save what was not finished; a finished training needs no checkpoint."""
-        if training.step < training.config.steps:
+        """Save where the training is, unless a step was torn: then the checkpoint before it is the truth."""
+        if training.whole:
             self._save(training)
-        else:
-            self.path.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove the checkpoint."""
+        self.path.unlink(missing_ok=True)
 
     def _save(self, training: Training) -> None:
         write_checkpoint(self.path, training.tensors(), {"step": training.step})
@@ -117,7 +122,7 @@ class Wandb:
         """Log every `every`-th step and the last."""
         if training.step % self.every == 0 or training.step == training.config.steps:
             row: dict[str, Any] = {f"train/{name}": float(value) for name, value in metrics.items()}
-            self._wandb.log(row | {"train/lr": training.lr, "tokens": training.tokens})
+            self._wandb.log(row | {"tokens": training.tokens})
 
     def on_stop(self, training: Training) -> None:
         """Close the wandb run; one that stopped early is marked failed."""

@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -61,6 +61,7 @@ class Training:
     def __init__(self, sae: Sae, config: TrainConfig) -> None:
         """Start at step 0; `restore` goes on from a checkpoint."""
         self.sae, self.config, self.step = sae, config, 0
+        self.whole = True  # False while a step is half done: such a state must not be saved
         self.peak_lr = config.lr if config.lr is not None else default_lr(sae.d_sae, config.steps)
         self.dead_after = config.dead_after if config.dead_after is not None else default_dead_after(config.tokens)
         self.optimizer = torch.optim.Adam(sae.parameters(), lr=self.peak_lr, fused=True)
@@ -81,7 +82,7 @@ class Training:
 
     def advance(self, raw: Float[Tensor, "batch d_in"]) -> dict[str, Tensor | float]:
         """Take one optimiser step on raw activations and return its metrics (`mse` and `fvu` before the step)."""
-        sae = self.sae
+        sae, lr = self.sae, self.lr
         x, _ = sae.normaliser.into(raw.to(sae.W_dec.device, sae.W_dec.dtype))
         dead = self.silent >= self.dead_after
         generator = torch.Generator(x.device).manual_seed(self.config.seed * 1_000_003 + self.step)
@@ -96,6 +97,7 @@ class Training:
         grad_norm = self._update(loss)
         sae.rule.observe(code, ctx)
         self.silent = torch.where(code.fired(), 0, self.silent + len(code))
+        self.whole = True
         metrics = {name: value.detach() for name, value in losses.items()}
         fvu = mse.detach() / vector_norm(x - x.mean(0)).square() * x.numel()
         l0, dead_share = code.l0().double().mean(), dead.double().mean()
@@ -105,6 +107,7 @@ class Training:
             "l0": l0,
             "dead_share": dead_share,
             "grad_norm": grad_norm,
+            "lr": lr,
             **metrics,
         }
 
@@ -119,6 +122,7 @@ class Training:
             # Along an atom the gradient only changes its length, which the renormalisation undoes: spare Adam that.
             atoms.grad.addcmul_(vecdot(atoms.grad, atoms.data).unsqueeze(1), atoms.data, value=-1)
         grad_norm = self._clip(loss)
+        self.whole = False
         self.optimizer.step()
         if unit:
             atoms.data /= vector_norm(atoms.data, dim=1, keepdim=True).clamp_min(torch.finfo(atoms.dtype).tiny)
@@ -163,33 +167,42 @@ def begin(sae: Sae, batches: Batches, config: TrainConfig) -> Training:
 def train(training: Training, batches: Batches, listeners: Sequence[Listener] = ()) -> Sae:
     """Train to the end and return the dictionary, in evaluation mode.
 
-    Ctrl-C ends the step in hand, lets the listeners save, and raises KeyboardInterrupt.
+    Ctrl-C ends the step in hand, lets the listeners save, and raises KeyboardInterrupt; a second one does not wait for
+    the step. Every listener hears of the end, whatever the others raise.
     """
     sae = training.sae.train()
-    try:
+    with ExitStack() as ends:
+        ends.callback(sae.eval)
+        for listener in reversed(listeners):
+            ends.callback(listener.on_stop, training)
         with interruptible() as stopped:
             while training.step < training.config.steps and not stopped.is_set():
                 metrics = training.advance(batches.batch(training.step))
                 for listener in listeners:
                     listener.on_step(training, metrics)
-        if stopped.is_set():
+        if training.step < training.config.steps:
             raise KeyboardInterrupt
-        sae.finalise()
-    finally:
-        sae.eval()
-        for listener in listeners:
-            listener.on_stop(training)
+    sae.finalise()
     return sae
 
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into an event, so that no step is left half done (in the main thread; elsewhere it never sets)."""
+    """Turn the first Ctrl-C into an event, so that no step is left half done; the second interrupts as usual.
+
+    In another thread than the main one, where no signal arrives, the event never sets.
+    """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
-    before = signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, stop)
     try:
         yield stopped
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -60,13 +60,14 @@ def run(args: Args) -> dict[str, Any]:
     from interp.models import ModelSpec
     from interp.runs import start_run
 
-    spec = ModelSpec(args.model, args.revision, args.model_dtype)
+    spec = ModelSpec(sources.local(args.model), args.revision, args.model_dtype)
+    data = replace(args.data, text=sources.local(args.data.text))
     handle = sources.open_model(spec, args.device)
     config = _config(args, handle)
-    blocks, _ = sources.split_blocks(handle, args.data)
+    blocks, _ = sources.split_blocks(handle, data)
     request = {
         "model": to_json(spec),
-        "data": to_json(args.data),
+        "data": to_json(data),
         "capture": to_json(config),
         "weights": handle.digest(),
         "tokens": blocks.digest(),

@@ -22,8 +22,8 @@ class Args(Common):
     """Tokens to measure on, at most."""
     outlier_norm: float | None = None
     """Leave out rows longer than this many times the median norm; None does as the training did."""
-    keep_bos: bool = False
-    """Measure and splice BOS too."""
+    keep_bos: bool | None = None
+    """Whether BOS is measured and spliced too; None does as the training did."""
     device: str | None = None
     """Where to compute, such as cuda; None takes a GPU where there is one."""
 
@@ -32,16 +32,25 @@ def run(args: Args) -> dict[str, Any]:
     """Evaluate, or find the evaluation; return the run and its numbers."""
     import pyarrow as pa
 
+    from interp.activations.config import check_outlier_norm
     from interp.config import to_json
     from interp.runs import start_run
     from sae.evaluation import evaluate
     from sae.model import load_sae
 
+    if args.tokens < 1:
+        raise ValueError(f"tokens must be 1 or more, got {args.tokens}.")
+    check_outlier_norm(args.outlier_norm)
     subject = sources.subject(args.sae, args.runs)
     handle = sources.open_subject_model(subject, args.device)
-    data = subject.data if args.text is None else replace(subject.data, text=args.text, tokens=args.tokens, heldout=0.0)
-    _, blocks = sources.split_blocks(handle, data)
+    data = subject.data
+    if args.text is None:
+        _, blocks = sources.subject_blocks(subject, handle)
+    else:
+        data = replace(data, text=sources.local(args.text), tokens=args.tokens, heldout=0.0)
+        _, blocks = sources.split_blocks(handle, data)
     blocks = blocks.first(args.tokens)
+    drop_bos = subject.drop_bos if args.keep_bos is None else not args.keep_bos
     outlier_norm = subject.outlier_norm if args.outlier_norm is None else args.outlier_norm
     config = {
         **{key: subject.run.config[key] for key in ("model", "site")},
@@ -49,28 +58,23 @@ def run(args: Args) -> dict[str, Any]:
         "sae_run": subject.run.ref,
         "tokens": blocks.digest(),
         "outlier_norm": outlier_norm,
-        "keep_bos": args.keep_bos,
+        "drop_bos": drop_bos,
     }
     started = time.time()
     with start_run("evaluation", config, slug=subject.run.slug, parents=[subject.run.ref], root=args.runs) as record:
         if record.finished:
             console.note(f"{record.ref} is finished already")
-            return {"run": str(record.path), **record.summary}
-        sae = load_sae(subject.run, handle.device)
-        with console.progress(len(blocks), "blocks", "evaluate") as bar:
-            measured, density = evaluate(
-                handle,
-                subject.site,
-                sae,
-                blocks,
-                drop_bos=not args.keep_bos,
-                outlier_norm=outlier_norm,
-                on_progress=bar.update,
-            )
-        summary = measured.to_dict() | {"seconds": round(time.time() - started, 1)}
-        record.save_json("metrics.json", summary)
-        latents = pa.array(range(sae.d_sae), pa.int32())
-        record.save_table("density.parquet", pa.table({"latent": latents, "density": density.numpy()}))
-        record.finish(summary)
-    console.table(("metric", "value"), list(summary.items()))
-    return {"run": str(record.path), "site": str(subject.site), **summary}
+        else:
+            sae = load_sae(subject.run, handle.device)
+            with console.progress(len(blocks), "blocks", "evaluate") as bar:
+                options = {"drop_bos": drop_bos, "outlier_norm": outlier_norm}
+                measured, density = evaluate(handle, subject.site, sae, blocks, on_progress=bar.to, **options)
+            summary = measured.to_dict() | {"seconds": round(time.time() - started, 1)}
+            record.save_json("metrics.json", summary)
+            latents = pa.array(range(sae.d_sae), pa.int32())
+            record.save_table("density.parquet", pa.table({"latent": latents, "density": density.numpy()}))
+            record.finish(summary)
+    console.table(("metric", "value"), list(record.summary.items()))
+    if record.summary["unpredicted"]:
+        console.note(f"{record.summary['unpredicted']:,} next tokens had a loss that is not finite, and are left out")
+    return {"run": str(record.path), "site": str(subject.site), **record.summary}

@@ -55,7 +55,9 @@ def run(args: Args) -> dict[str, Any]:
     if wanted.outlier_norm is None:
         wanted = replace(wanted, outlier_norm=subject.outlier_norm)
     handle = sources.open_subject_model(subject, args.device)
-    blocks = sources.split_blocks(handle, data)[0].first(args.tokens)
+    same = data == subject.data
+    blocks, _ = sources.subject_blocks(subject, handle) if same else sources.split_blocks(handle, data)
+    blocks = blocks.first(args.tokens)
     config = {
         **{key: subject.run.config[key] for key in ("model", "site")},
         "data": to_json(data),
@@ -81,7 +83,11 @@ def run(args: Args) -> dict[str, Any]:
 
 def _data(args: Args, trained_on: DataSpec) -> DataSpec:
     """Return the text to read: that of the training, or another one, in blocks of the length asked for."""
-    data = trained_on if args.text is None else replace(trained_on, text=args.text, tokens=args.tokens, heldout=0.0)
+    data = (
+        trained_on
+        if args.text is None
+        else replace(trained_on, text=sources.local(args.text), tokens=args.tokens, heldout=0.0)
+    )
     return data if args.context is None else replace(data, context=args.context)
 
 

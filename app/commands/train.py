@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
@@ -17,6 +17,7 @@ from sae.config import Scalar, TrainConfig
 
 if TYPE_CHECKING:
     from interp.runs import Run
+    from sae.listeners import Checkpoint
     from sae.training import Batches, Listener, Training
 
 
@@ -48,6 +49,8 @@ class Args(Common):
     """Arguments of the rule, such as `--rule-args k 32`; what is missing takes a default for the width."""
     normalise: Literal["scalar", "layer", "none"] = "scalar"
     """How activations are scaled before the encoder."""
+    atoms: Literal["unit", "free"] = "unit"
+    """Whether atoms keep length 1 in training, or may take any and start at 0.1."""
     outlier_norm: float | None = None
     """Leave out rows longer than this many times the median norm, when streaming; None keeps them."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -66,38 +69,59 @@ def run(args: Args) -> dict[str, Any]:
     from interp.models import ModelSpec
     from interp.runs import start_run
     from sae.config import SaeConfig
+    from sae.listeners import Checkpoint
     from sae.model import Sae
     from sae.rules import check_rule
 
     check_rule(args.rule, args.rule_args)  # before anything that takes time
+    if args.d_sae is not None and args.d_sae < 1:
+        raise ValueError(f"d_sae must be at least 1, got {args.d_sae}.")
     if args.store:
+        _refuse_beside_store(args)
         source = sources.from_store(args.store, args.site, args.runs)
     else:
-        spec = ModelSpec(args.model, args.revision, args.model_dtype)
-        source = sources.from_text(spec, args.data, args.site, outlier_norm=args.outlier_norm, device=args.device)
-    d_sae = args.d_sae or 16 * source.d_in
-    sae = Sae(SaeConfig(source.d_in, d_sae, args.rule, args.rule_args, args.normalise))
+        spec = ModelSpec(sources.local(args.model), args.revision, args.model_dtype)
+        data = replace(args.data, text=sources.local(args.data.text))
+        source = sources.from_text(spec, data, args.site, outlier_norm=args.outlier_norm, device=args.device)
+    d_sae = 16 * source.d_in if args.d_sae is None else args.d_sae
+    sae = Sae(SaeConfig(source.d_in, d_sae, args.rule, args.rule_args, args.normalise, args.atoms))
     config = {**source.config, "sae": to_json(sae.config), "train": to_json(args.train)}
     slug = f"{source.slug}.{args.rule}-{d_sae}"
     started = time.time()
     with start_run("sae", config, slug=slug, parents=source.parents, root=args.runs, seed=args.train.seed) as record:
         if record.finished:
             console.note(f"{record.ref} is finished already")
-            return {"run": str(record.path), **record.summary}
-        console.note(f"{record.ref}: {d_sae:,} latents on {source.site}, {args.train.steps:,} steps")
-        batches = source.batches(args.train.batch, args.train.seed)
-        summary = _train(args, sae, batches, record) | {"seconds": round(time.time() - started, 1)}
-        sae.save(record)
-        record.finish(summary)
-    return {"run": str(record.path), **summary}
+        else:
+            console.note(f"{record.ref}: {d_sae:,} latents on {source.site}, {args.train.steps:,} steps")
+            batches = source.batches(args.train.batch, args.train.seed)
+            checkpoint = Checkpoint(record, args.checkpoint_seconds)
+            summary = _train(args, sae, batches, record, checkpoint)
+            sae.save(record)
+            checkpoint.discard()  # not before the weights are safe
+            record.finish(summary | {"seconds": round(time.time() - started, 1)})
+    figures = ("fvu", "l0", "dead_share", "steps", "tokens", "lr", "seconds")
+    console.table(("training", "value"), [(name, record.summary[name]) for name in figures])
+    return {"run": str(record.path), "site": source.site, **record.summary}
 
 
-def _train(args: Args, sae: Any, batches: Batches, record: Run) -> dict[str, Any]:
+def _refuse_beside_store(args: Args) -> None:
+    """Refuse options that say which activations to read, where the store has them."""
+    usual = Args()
+    for option, given, default in (
+        ("--model", args.model, usual.model),
+        ("--text", args.data, usual.data),
+        ("--outlier-norm", args.outlier_norm, usual.outlier_norm),
+    ):
+        if given != default:
+            raise ValueError(f"--store brings its own model and text; leave {option} (and what goes with it) out.")
+
+
+def _train(args: Args, sae: Any, batches: Batches, record: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     """Train `sae` from the start or from the run's checkpoint and return what the last steps measured."""
-    from sae.listeners import Checkpoint, RunLog, Wandb
+    from sae.listeners import RunLog, Wandb
     from sae.training import Training, begin, train
 
-    log, checkpoint = RunLog(record), Checkpoint(record, args.checkpoint_seconds)
+    log = RunLog(record)
     training = Training(sae.to(args.device or _device()), args.train)
     if checkpoint.restore(training):
         console.note(f"going on from step {training.step:,}")
@@ -125,8 +149,8 @@ def _device() -> str:
 @contextmanager
 def _progress(training: Training) -> Iterator[Listener]:
     """Give a listener that draws a progress bar in rows, with the running FVU."""
-    with console.progress(training.config.steps * training.config.batch, "rows", "train") as bar:
-        bar.to(training.tokens)
+    total = training.config.steps * training.config.batch
+    with console.progress(total, "rows", "train", start=training.tokens) as bar:
 
         class Bar:
             def on_step(self, training: Training, metrics: dict[str, Any]) -> None:

@@ -181,7 +181,8 @@ def _buffer(buffers: dict[Site, Tensor], site: Site, rows: Tensor, count: int) -
 
 def _norms(rows: Float[Tensor, "row width"]) -> Float[Tensor, " row"]:
     """Return the norms; NaN and infinity show in them. Squares that overflow float32 are summed again in float64."""
-    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).cpu().double()
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=wide).cpu().double()
     vast = ~torch.isfinite(norms)
     if vast.any():
         norms[vast] = torch.linalg.vector_norm(rows[vast.to(rows.device)].cpu().double(), dim=1)

@@ -1,8 +1,9 @@
 """Documents from a text source, one at a time and never more than a piece of one in memory.
 
 Sources: a .txt file (one document), .jsonl or .jsonl.gz (one object per line), .json (an array), .parquet (one row
-per document, by row groups), a folder of these, "demo" (text shipped with the embedded model), and anything else as
-the name of a hub data set, streamed. Local sources never touch the network.
+per document, by row groups), a folder of these, a file of any other name (plain text in UTF-8, one document), "demo"
+(text shipped with the embedded model), and anything else as the name of a hub data set, streamed. Local sources never
+touch the network.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class DataSpec:
     """Which text, and how it is cut into blocks."""
 
     text: str = "demo"
-    """A .txt, .jsonl(.gz), .json or .parquet file, a folder of them, `demo`, or a hub data set (`name[:config]`)."""
+    """A .txt, .jsonl(.gz), .json or .parquet file, a folder of them, `demo`, or a hub data set (`name[:config]`).
+    A file with another extension is read as plain text in UTF-8; in a folder it is left out."""
     split: str = "train"
     """Split of a hub data set; local files ignore it."""
     field: str = "text"
@@ -59,7 +61,8 @@ def read_documents(spec: DataSpec) -> Iterator[str]:
     """Yield the documents of `spec.text` in order; those without any visible character are skipped.
 
     Raises:
-        ValueError: a missing source, an unknown field or extension, bytes that are not UTF-8 text, a damaged file.
+        ValueError: a missing source, an unknown field, a folder without text, bytes that are not UTF-8
+            text, a damaged file.
     """
     parts: list[str] = []
     for piece in read_pieces(spec):
@@ -85,7 +88,7 @@ def read_pieces(spec: DataSpec) -> Iterator[Piece]:
         for file in _folder(path):
             yield from READERS[_extension(file)](file, spec.field)
     elif path.exists():
-        yield from READERS[_known_extension(path)](path, spec.field)
+        yield from READERS.get(_extension(path), formats.read_txt)(path, spec.field)
     elif _looks_local(spec.text):
         raise ValueError(
             f"There is no file or folder {spec.text!r}. Check the path; hub data sets have names like 'owner/name'."
@@ -103,16 +106,6 @@ def _demo() -> Iterator[Piece]:
 def _extension(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return "".join(suffixes[-2:]) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
-
-
-def _known_extension(path: Path) -> str:
-    extension = _extension(path)
-    if extension not in READERS:
-        raise ValueError(
-            f"{path} has the extension {extension!r}, and text is read from {', '.join(READERS)}. "
-            "Rename a plain text file to .txt."
-        )
-    return extension
 
 
 def _folder(folder: Path) -> list[Path]:

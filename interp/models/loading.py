@@ -60,10 +60,12 @@ def load_model(
         tokenizer: used instead of the one stored with the model.
 
     Raises:
-        ValueError: for an unknown name, a damaged or unsupported folder, an unsupported architecture.
+        ValueError: for an unknown name or device, a damaged or unsupported folder, an unsupported architecture.
     """
     if device is not None and device_map is not None:
         raise ValueError("Pass device or device_map, not both: device_map says where each part goes.")
+    if device is not None:
+        _check_device(device)
     if isinstance(spec, nn.Module):
         _check_family(getattr(spec, "config", None), type(spec).__name__)
         if getattr(spec, "get_output_embeddings", lambda: None)() is None:
@@ -81,6 +83,20 @@ def load_model(
         else:
             step.attach(handle)
     return handle
+
+
+def _check_device(device: str | torch.device) -> None:
+    """Raise ValueError unless tensors can be put on `device`."""
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # RuntimeError, AssertionError, NotImplementedError, ...: each backend has its own
+        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"device must be one that this machine has and this PyTorch can use ({', '.join(here)}), got "
+            f"{str(device)!r}: {why}. Name one of these, or leave it out."
+        ) from error
 
 
 def find_folder(name: str, revision: str | None = None, token: str | None = None) -> Path:

@@ -189,7 +189,8 @@ def locate(ref: str | Path | Run, root: str | Path | None = None) -> Path:
             return folder
     if path is not None and (path / INFO).is_file():
         raise RunNotFound(f"{shorten(text)} lies outside {shown(base)}; give --runs {shown(path.parent.parent)}.")
-    raise RunNotFound(unknown(f"run in {shown(base)}:", text, map(_ref, folders)))
+    short_names = {name: _ref(p) for p in folders for name in (p.name[-8:], p.name, f"{p.parent.name}/{p.name[-8:]}")}
+    raise RunNotFound(unknown(f"run in {shown(base)}:", text, map(_ref, folders), short_names))
 
 
 def _resolved(text: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import get_args, get_origin, get_type_hints
 
 from interp.names import unknown
 from sae.config import Scalar
@@ -21,13 +22,19 @@ __all__ = ["RULES", "Context", "Rule", "build_rule", "check_rule"]
 
 
 def check_rule(name: str, args: dict[str, Scalar]) -> None:
-    """Refuse an unknown rule, or an argument it does not take, with the nearest match."""
+    """Refuse an unknown rule, an argument it does not take (with the nearest match), or one of another type."""
     if name not in RULES:
         raise ValueError(unknown("rule", name, sorted(RULES)))
+    hints = get_type_hints(RULES[name].__init__)
     known = [p.name for p in inspect.signature(RULES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for key in args:
+    for key, value in args.items():
         if key not in known:
             raise ValueError(unknown(f"argument of rule {name!r}:", key, known))
+        wanted = get_args(hints[key]) or (hints[key],)
+        allowed = (*wanted, int) if float in wanted else wanted
+        if type(value) not in allowed and not any(get_origin(one) for one in wanted):
+            kinds = " or ".join(one.__name__ for one in wanted if one is not type(None))
+            raise ValueError(f"{key} of rule {name!r} must be {kinds}, got {value!r}.")
 
 
 def build_rule(name: str, d_in: int, d_sae: int, args: dict[str, Scalar]) -> Rule:

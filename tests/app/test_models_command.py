@@ -47,6 +47,16 @@ def test_verify_compares_the_views(model_folder: Path, capsys: pytest.CaptureFix
     assert result["ok"] is False
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_verify_accepts_what_rounding_explains(
+    dtype: str, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "verify", str(model_folder), "--dtype", dtype, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["difference"] <= result["tolerance"]
+    assert (result["tolerance"] == 1e-3) == (dtype == "float64")
+
+
 def test_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "zoo" / "small").mkdir(parents=True)
     (tmp_path / "zoo" / "small" / "config.json").write_text("{}")
@@ -63,6 +73,8 @@ def test_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     [
         (["card", "tinny"], "Unknown embedded model 'tinny'"),
         (["sites", "./nowhere"], "There is no folder ./nowhere"),
+        (["sites", "tiny", "q.99"], "q.99 lies beyond this model"),
+        (["verify", "tiny", "--device", "cdua"], "device must be one that this machine has"),
         (["verify", "tiny", "--dtype", "float23"], "Unknown dtype 'float23'; did you mean 'float32'?"),
     ],
 )

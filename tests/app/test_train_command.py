@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -146,7 +147,11 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(model_folder: Path, 
         (["--context", "999"], "context"),
         (["--model", "tinny"], "Unknown model 'tinny'; did you mean 'tiny'"),
         (["--text", "no/such/file.txt"], "no/such/file.txt"),
-        (["--store", "nothing"], "Unknown run"),
+        (["--store", "nothing"], "--store brings its own model and text; leave --model"),
+        (["--rule-args", "k", "abc"], "k of rule 'topk' must be int, got 'abc'."),
+        (["--d-sae", "0"], "d_sae must be at least 1, got 0."),
+        (["--train.clip", "0"], "clip must be above 0, got 0.0."),
+        (["--train.seed", "-1"], "seed must be 0 or more, got -1."),
         (["--train.tokens", "5"], "tokens must be at least batch=64, got 5"),
     ],
 )
@@ -176,6 +181,62 @@ def test_a_dictionary_of_other_weights_is_not_measured(
         assert main([command, "--runs", str(root)]) == 2
         assert "was made with other weights of" in capsys.readouterr().err
     assert not find_runs(root, "evaluation")
+
+
+def test_a_run_made_with_relative_paths_is_measured_from_any_folder(
+    model_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "runs"
+    monkeypatch.chdir(model_folder.parent)
+    relative = Path(os.path.relpath(text))
+    assert main(request(Path(model_folder.name), relative, root, tokens=640)) == 0
+    assert main(request(model_folder, text, root, tokens=640)) == 0
+    assert len(find_runs(root, "sae")) == 1
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--runs", str(root)]) == 0
+
+
+def test_an_unknown_store_is_named(tmp_path: Path, capsys: Any) -> None:
+    assert main(["train", "--store", "nothing", "--runs", str(tmp_path / "runs")]) == 2
+    assert "Unknown run" in capsys.readouterr().err
+
+
+def test_evaluation_checks_its_options_first(tmp_path: Path, capsys: Any) -> None:
+    assert main(["evaluate", "--tokens", "0", "--runs", str(tmp_path / "runs")]) == 2
+    assert "tokens must be 1 or more, got 0." in capsys.readouterr().err
+    assert main(["evaluate", "--outlier-norm", "0.5", "--runs", str(tmp_path / "runs")]) == 2
+    assert "must be above 1, got 0.5" in capsys.readouterr().err
+
+
+def test_text_that_has_changed_is_not_taken_for_the_held_out_part(
+    model_folder: Path, text: Path, tmp_path: Path, capsys: Any
+) -> None:
+    own, root = tmp_path / "text.txt", tmp_path / "runs"
+    own.write_text(text.read_text())
+    assert main(request(model_folder, own, root, tokens=640)) == 0
+    own.write_text(text.read_text() + "the queen went to the sea. " * 300)
+    assert main(["evaluate", "--runs", str(root)]) == 2
+    assert "is not the text any more that" in capsys.readouterr().err
+    assert main(["evaluate", "--text", str(own), "--tokens", "500", "--runs", str(root)]) == 0
+
+
+def test_a_full_disk_at_the_end_loses_no_training(
+    model_folder: Path, text: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae.model import Sae
+
+    def full(self: Sae, run: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    root = tmp_path / "runs"
+    with monkeypatch.context() as patched:
+        patched.setattr(Sae, "save", full)
+        assert main(request(model_folder, text, root)) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert main(request(model_folder, text, root)) == 0
+    assert "going on from step 100" in capsys.readouterr().err
+    (run,) = find_runs(root, "sae")
+    assert not (run.path / "checkpoint.safetensors").exists()
 
 
 def test_evaluating_without_a_dictionary_says_what_to_do(tmp_path: Path, capsys: Any) -> None:

@@ -72,6 +72,14 @@ def test_documents_without_visible_characters_are_skipped(tmp_path: Path) -> Non
     assert read(write_jsonl(tmp_path / "a.jsonl", ["", " \n\t", None, "x"])) == ["x"]
 
 
+@pytest.mark.parametrize("name", ["wiki.test.tokens", "noextension", "a.md"])
+def test_a_file_of_another_extension_is_plain_text_but_not_in_a_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("one\ntwo")
+    assert read(tmp_path / name) == ["one\ntwo"]
+    with pytest.raises(ValueError, match="holds no"):
+        read(tmp_path)
+
+
 def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfabc")
     assert read(tmp_path / "a.txt") == ["abc"]
@@ -198,8 +206,8 @@ def test_unknown_field_gives_nearest_and_list(tmp_path: Path, name: str) -> None
         ("a.parquet", b"PAR1 and no more", "not a readable parquet file"),
         ("a.jsonl.gz", b"\x1f\x8b\x08\x00broken", "damaged gzip"),
         ("a.jsonl.gz", b"no gzip at all", "damaged gzip"),
-        ("a.pdf", b"%PDF", r"extension '\.pdf', and text is read from \.txt, .*Rename"),
-        ("noextension", b"text", "extension ''"),
+        ("a.pdf", b"%PDF\xff", r"a\.pdf is not UTF-8 at byte 4 "),
+        ("noextension", b"text\0", "NUL byte at offset 4"),
     ],
 )
 def test_unreadable_files_say_why(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -302,6 +302,12 @@ def test_bad_specs() -> None:
         load_model("tiny", device="cpu", device_map="auto")
 
 
+@pytest.mark.parametrize("device", ["cdua", "cuda:99"])
+def test_a_device_that_is_not_there(device: str, model_folder: Path) -> None:
+    with pytest.raises(ValueError, match=rf"device must be one .*\(cpu.*got '{device}'.*leave it out"):
+        load_model(str(model_folder), device=device)
+
+
 def test_a_revision_is_for_the_hub(model_folder: Path) -> None:
     with pytest.raises(ValueError, match="revision='main' is for hub repositories"):
         load_model(ModelSpec(str(model_folder), revision="main"))

@@ -317,6 +317,14 @@ def test_unknown_and_ambiguous_names(tmp_path: Path) -> None:
         open_run(run.id, tmp_path)
 
 
+def test_a_slip_in_an_id_or_a_name_suggests_the_full_ref(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    slip = "0" if run.id[-1] != "0" else "1"
+    for ref in (run.id[:-1] + slip, run.name[:-1] + slip, f"sae/{run.id[:-1]}{slip}"):
+        with pytest.raises(RunNotFound, match=f"did you mean '{run.ref}'"):
+            open_run(ref, tmp_path)
+
+
 def test_a_run_outside_the_root_is_not_opened(tmp_path: Path) -> None:
     run = finished(tmp_path / "elsewhere")
     here = tmp_path / "runs"

@@ -77,6 +77,8 @@ def test_a_training_resumed_after_any_step_is_the_unbroken_one_bit_for_bit(trial
     assert resumed.step == broken_at
     train(resumed, batches, [checkpoint])
     assert same(whole, resumed)
+    assert (record.path / CHECKPOINT).exists(), "until the weights are safe elsewhere"
+    checkpoint.discard()
     assert not (record.path / CHECKPOINT).exists()
 
 
@@ -93,6 +95,49 @@ def test_every_rule_resumes_bit_for_bit(rule: str, atoms: str, tmp_path: Path) -
     assert Checkpoint(record).restore(resumed)
     train(resumed, batches)
     assert same(whole, resumed)
+
+
+def test_ctrl_c_in_the_last_step_finishes(tmp_path: Path) -> None:
+    whole = begin(fresh(), Planted(), CONFIG)
+    assert not train(whole, Planted(), [StopAt(CONFIG.steps)]).training
+
+
+def test_a_second_ctrl_c_does_not_wait_and_a_torn_step_is_not_saved(tmp_path: Path) -> None:
+    record = start_run("sae", {}, slug="t", root=tmp_path)
+    checkpoint = Checkpoint(record)
+    training = begin(fresh(), Planted(), CONFIG)
+    step = training.optimizer.step
+
+    def torn() -> None:
+        step()
+        if training.step == 5:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    training.optimizer.step = torn  # type: ignore[method-assign]
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(training, Planted(), [checkpoint])
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert training.step == 5
+    assert not checkpoint.path.exists()
+
+
+def test_every_listener_hears_of_the_end_whatever_the_others_raise(tmp_path: Path) -> None:
+    heard = []
+
+    class Broken(StopAt):
+        def on_stop(self, training: Training) -> None:
+            heard.append("broken")
+            raise OSError("full")
+
+    class Last(StopAt):
+        def on_stop(self, training: Training) -> None:
+            heard.append("last")
+
+    with pytest.raises(OSError, match="full"):
+        train(begin(fresh(), Planted(), CONFIG), Planted(), [Broken(0), Last(0)])
+    assert heard == ["broken", "last"]
 
 
 def test_log_of_a_resumed_training_has_every_step_once(tmp_path: Path) -> None:
