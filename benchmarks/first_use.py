@@ -52,7 +52,7 @@ def demo(folder: str) -> tuple[float, float, dict[str, float]]:
         assert process.stdout is not None
         assert process.stderr is not None
         for line in process.stderr:
-            if not first and ("tokenise" in line or "capture:" in line):
+            if not first and line.startswith("tokenise:"):
                 first = perf_counter() - begun
             sys.stderr.write(line)
         out = process.stdout.read()

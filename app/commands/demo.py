@@ -25,7 +25,7 @@ class Args(Common):
     """Where the dictionary is trained."""
     d_sae: int = 3072
     """Number of latents."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(tokens=2_000_000, batch=2048))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(tokens=3_000_000, batch=2048))
     """The optimisation."""
     explore: bool = True
     """Open the explorer at the end; `--no-explore` only computes."""
