@@ -128,7 +128,7 @@ def evaluate(
     Raises:
         ValueError: no position is kept.
     """
-    site = handle.check_site(site)
+    place = handle.check_site(site)
     if batch_blocks is None:
         batch_blocks = max(1, min(16, LOGIT_FLOATS // (blocks.context * handle.d_vocab)))
     usable = blocks.keep & ~blocks.bos() if drop_bos else blocks.keep
@@ -136,12 +136,12 @@ def evaluate(
         tuple(part.to(handle.device) for part in parts)
         for parts in zip(*(t.split(batch_blocks) for t in (blocks.tokens.long(), blocks.keep, usable)), strict=True)
     ]
-    mean, typical = _mean_activation(handle, site, [(tokens, able) for tokens, _, able in batches])
+    mean, typical = _mean_activation(handle, place, [(tokens, able) for tokens, _, able in batches])
     totals, done = _Totals(sae.d_sae), 0
     for tokens, keep, able in batches:
-        with capture(handle, [site]) as taken:
+        with capture(handle, [place]) as taken:
             clean = handle.logits(tokens)
-        x = taken[site].flatten(2)
+        x = taken[place].flatten(2)
         kept = measured_positions(able, x, outlier_norm=outlier_norm, typical_norm=typical)
         totals.positions += int(keep.sum())
         totals.nonfinite += int((able & ~finite_rows(x)).sum())
@@ -150,7 +150,7 @@ def evaluate(
             recon, code = sae.forward(x[kept])
             totals.reconstruction.add(x[kept], recon, mean)
             totals.counts += code.counts().cpu()
-        _add_losses(totals, handle, site, sae, tokens, keep, kept, clean, mean)
+        _add_losses(totals, handle, place, sae, tokens, keep, kept, clean, mean)
         done += len(tokens)
         on_progress(done)
     if totals.kept == 0:
