@@ -212,6 +212,14 @@ def subject_blocks(subject: Subject, handle: ModelHandle) -> tuple[Blocks, Block
     return blocks, heldout
 
 
+def provenance(config: dict[str, Any], weights: str | None) -> dict[str, Any]:
+    """Return what a run's record says of its model and text: their specifications, and hashes of what they held."""
+    return {
+        "model": {**config["model"], "digest": weights},
+        "data": {**config["data"], "digest": config["tokens"]},
+    }
+
+
 def local(name: str) -> str:
     """Return the absolute path of a file or folder, so that a run is found again from any folder; other names as is."""
     from interp.models.embedded import embedded_models

@@ -74,7 +74,8 @@ def run(args: Args) -> dict[str, Any]:
     }
     name = f"{sources.slug(args.model)}.{config.sites[0] if len(config.sites) == 1 else f'{len(config.sites)}-sites'}"
     started = time.monotonic()
-    with start_run("activations", request, slug=name, root=args.runs, seed=args.seed) as record:
+    about = sources.provenance(request, request["weights"])
+    with start_run("activations", request, slug=name, root=args.runs, seed=args.seed, **about) as record:
         if record.finished:
             console.note(f"{record.ref} is finished already")
         else:

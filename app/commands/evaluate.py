@@ -61,7 +61,8 @@ def run(args: Args) -> dict[str, Any]:
         "drop_bos": drop_bos,
     }
     started = time.time()
-    with start_run("evaluation", config, slug=subject.run.slug, parents=[subject.run.ref], root=args.runs) as record:
+    place: dict[str, Any] = {"slug": subject.run.slug, "parents": [subject.run.ref], "root": args.runs}
+    with start_run("evaluation", config, **place, **sources.provenance(config, handle.digest())) as record:
         if record.finished:
             console.note(f"{record.ref} is finished already")
         else:

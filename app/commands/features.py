@@ -65,9 +65,14 @@ def run(args: Args) -> dict[str, Any]:
         "tokens": blocks.digest(),
         "features": to_json(wanted),
     }
-    options = {"slug": subject.run.slug, "parents": [subject.run.ref], "root": args.runs, "seed": wanted.seed}
+    options: dict[str, Any] = {
+        "slug": subject.run.slug,
+        "parents": [subject.run.ref],
+        "root": args.runs,
+        "seed": wanted.seed,
+    }
     started = time.time()
-    with start_run("features", config, **options) as record:
+    with start_run("features", config, **options, **sources.provenance(config, handle.digest())) as record:
         if record.finished:
             console.note(f"{record.ref} is finished already")
         else:

@@ -88,7 +88,9 @@ def run(args: Args) -> dict[str, Any]:
     config = {**source.config, "sae": to_json(sae.config), "train": to_json(args.train)}
     slug = f"{source.slug}.{args.rule}-{d_sae}"
     started = time.time()
-    with start_run("sae", config, slug=slug, parents=source.parents, root=args.runs, seed=args.train.seed) as record:
+    about = sources.provenance(config, config["weights"])
+    place: dict[str, Any] = {"slug": slug, "parents": source.parents, "root": args.runs, "seed": args.train.seed}
+    with start_run("sae", config, **place, **about) as record:
         if record.finished:
             console.note(f"{record.ref} is finished already")
         else:

@@ -45,6 +45,8 @@ def test_trains_evaluates_and_finds_both_again(model_folder: Path, text: Path, t
     assert rows[-1]["step"] == trained["steps"] == 100
     assert rows[-1]["fvu"] < 0.8 * rows[0]["fvu"]
     assert trained["excluded"]["nonfinite"] == 0
+    assert run.info["model"]["digest"] == run.config["weights"]
+    assert run.info["data"]["digest"] == run.config["tokens"]
     assert load_sae(run).d_sae == 64
     assert verify_run(run) == []
     assert main(request(model_folder, text, root, "--json")) == 0
