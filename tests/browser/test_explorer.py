@@ -316,12 +316,12 @@ def test_a_click_on_a_token_and_on_a_cell_choose_them(prompt: Visit) -> None:
     tokens.nth(4).click()
     wait_address(prompt, pos="5")
     prompt.settle()
-    assert tokens.nth(4).get_attribute("aria-pressed") == "true"
+    prompt.page.wait_for_selector(".ms-strip .t:nth-child(5)[aria-pressed=true]")
     click_cell(prompt, "mlp_out.1", row=0, rows=2, column=8, columns=n)
     wait_address(prompt, pos="9", sae="mlp_out.1")
     prompt.settle()
     prompt.page.wait_for_selector(".ms-strip .t:nth-child(9)[aria-pressed=true]")
-    assert "mlp_out.1" in prompt.page.locator(".st-key-fire-chosen").inner_text()
+    prompt.page.locator(".st-key-fire-chosen", has_text="mlp_out.1").wait_for()
     prompt.shot("prompt-answer")
     prompt.check()
 
