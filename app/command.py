@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = [*arguments[1:2], "--help"]
     name = arguments[0] if arguments else "--help"
     if argv is None and name in HEAVY and not {"-h", "--help"} & set(arguments):
-        _restart_with_allocator()
+        restart_with_allocator()
     return _guarded(lambda: _dispatch(name, arguments[1:]), name)
 
 
@@ -164,8 +164,14 @@ def _message(problem: ValueError | OSError) -> str:
     return str(problem) or type(problem).__name__
 
 
-def _restart_with_allocator() -> None:
-    """Start this process again, once, under the allocator setting; whoever set a part of it keeps theirs."""
-    if sys.platform == "linux" and sys.executable and not any(key in os.environ for key in ALLOCATOR):
+def restart_with_allocator(*, insist: bool = False) -> None:
+    """Start this process again, once, under the allocator setting.
+
+    Whoever set a part of it keeps theirs, unless this is to `insist` (measurements do).
+    """
+    theirs = any(key in os.environ for key in ALLOCATOR)
+    if insist:
+        theirs = all(os.environ.get(key) == value for key, value in ALLOCATOR.items())
+    if sys.platform == "linux" and sys.executable and not theirs:
         os.environ.update(ALLOCATOR)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

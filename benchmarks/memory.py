@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from app.command import ALLOCATOR
+from app.command import restart_with_allocator
 from sae.config import SaeConfig, TrainConfig
 from sae.initialise import initialise
 from sae.model import Sae
@@ -46,9 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     args = parser.parse_args()
-    if sys.platform == "linux" and any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
-        os.environ.update(ALLOCATOR)  # read by glibc when a process starts
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    restart_with_allocator(insist=True)
     torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(20_240)
     data = torch.randn(args.steps, args.batch, args.d_in, generator=generator)

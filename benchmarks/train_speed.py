@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -35,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
-from app.command import ALLOCATOR
+from app.command import ALLOCATOR, restart_with_allocator
 from sae.config import SaeConfig, TrainConfig
 from sae.initialise import initialise
 from sae.model import Sae
@@ -152,9 +151,7 @@ def main() -> None:
     parser.add_argument("--peer-python", nargs="*", default=[], help="Pythons of environments with other trainers")
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     args = parser.parse_args()
-    if sys.platform == "linux" and any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
-        os.environ.update(ALLOCATOR)  # read by glibc when a process starts
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    restart_with_allocator(insist=True)
     torch.set_num_threads(args.threads)
     times = measure(args)
     ours = SaeConfig(1, 1).atoms  # the default parametrisation

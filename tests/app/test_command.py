@@ -243,6 +243,6 @@ def test_light_commands_do_not_start_again(started: list, monkeypatch: pytest.Mo
 
 def test_an_allocator_setting_of_the_user_is_kept(started: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
-    command._restart_with_allocator()
+    command.restart_with_allocator()
     assert started == []
     assert "MALLOC_MMAP_MAX_" not in os.environ
