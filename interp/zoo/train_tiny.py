@@ -49,8 +49,8 @@ class TinyConfig:
     """Sequences in a step."""
     lr: float = 2e-3
     """Peak AdamW rate; Muon takes twice that, matched to AdamW's update size."""
-    repeat_share: float = 0.05
-    """Share of the sequences in which a span is repeated."""
+    repeat_share: float = 0.08
+    """Share of the sequences in which a span is repeated, once or until the end (half each)."""
     heldout: int = 4
     """Books kept out of training and of the tokenizer's training, spread over the list."""
     seed: int = 0
@@ -120,6 +120,8 @@ def batch_at(ids: np.ndarray, line_starts: np.ndarray, config: TinyConfig, step:
             first = int(rng.integers(1, config.context - 2 * length))
             second = int(rng.integers(first + length, config.context - length + 1))
             row[second : second + length] = row[first : first + length]
+            if rng.random() < 0.5:
+                row[second:] = np.resize(row[first : first + length], config.context - second)
     return torch.from_numpy(rows)
 
 

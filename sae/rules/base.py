@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,6 +38,13 @@ class Rule(nn.Module, ABC):
     A rule owns its parameters and buffers, so that a state dict is the whole truth. It may look across the batch
     while `training`; in evaluation each row's code is independent of its batch.
     """
+
+    signed: ClassVar[bool] = False
+    """Whether values may be negative: AuxK then picks by size, and pages show both ends."""
+    tied: ClassVar[bool] = False
+    """Whether the encoder is the atoms themselves: W_enc is then no parameter of the loss, and equals W_dec when done."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Fields of `Context` that training has to fill beyond the usual ones: "gradient"."""
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         """Keep the widths; a subclass adds its arguments as keywords with defaults."""

@@ -1,0 +1,22 @@
+"""Figures: pure functions from tables to Plotly figures, for pages and notebooks alike.
+
+One quiet template (no frame, faint grid, direct labels) and the colours of Okabe and Ito (2008), which stay apart for
+colour-blind readers; where colour carries a class, a marker shape carries it too. Text from a model is escaped, for
+Plotly reads its labels as markup (it knows &lt; and &amp; but not &quot;).
+"""
+
+from __future__ import annotations
+
+from interp.lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "METRICS": "interp.figures.scatter",
+        "activation_histogram": "interp.figures.histogram",
+        "density_scatter": "interp.figures.scatter",
+        "heat_map": "interp.figures.heat",
+        "ticks": "interp.figures.style",
+        "training_curves": "interp.figures.curves",
+    },
+)
