@@ -50,7 +50,16 @@ _HOLDS = {
 }
 """What makes the thing that a run of a kind holds, called with the run."""
 
-__getattr__, __dir__, _ = lazy(__name__, _EXPORTS)
+_get, __dir__, _ = lazy(__name__, _EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is first asked for; a name that is not offered is answered with the nearest that is."""
+    if name in _EXPORTS or name.startswith("_"):
+        return _get(name)
+    from interp.names import unknown
+
+    raise AttributeError(unknown(f"name in module {__name__!r}:", name, __all__))
 
 
 def load(run: str | Path | Run, root: str | Path | None = None) -> Any:

@@ -8,25 +8,25 @@ and three gradients. Only the encoder's forward one is unavoidable. The others t
     gradient of W_dec  dW_dec_i = sum_{b: i on} v_b g_b               a bag of rows of g, slots sorted by latent
     gradient of W_enc  dW_enc_i = sum_{b: i on} dv_b x_b              the same bag over rows of x
 
-The encoder's gradient is exact because a rule passes gradient only through the pre-activations that it kept.
+The encoder's gradient is exact because a rule passes gradient only through the pre-activations that it kept. How the
+four are computed is the business of `sae.backends`: on a GPU a training takes what is fastest on its shapes there.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import embedding_bag
 
+from sae.backends import SPARSE, Backend, current
 from sae.code import Code
+from sae.sparse import bag, sampled_product
 
-GATHER_FLOATS = 1 << 22
-"""Largest temporary, in floats, of the gathered form of `sampled_product` (16 MiB in float32)."""
+__all__ = ["bag", "decode", "largest", "preactivation", "sampled_product"]
 
 
 def largest(pre: Float[Tensor, "batch n"], k: int) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
@@ -83,105 +83,77 @@ def _folds(n: int, k: int) -> tuple[int, int] | None:
     return None if fold is None else (height, fold)
 
 
-def bag(
-    weight: Float[Tensor, "n d"],
-    slots: Int[Tensor, " nnz"],
-    offsets: Int[Tensor, " bags"],
-    values: Float[Tensor, " nnz"],
-) -> Float[Tensor, "bags d"]:
-    """Return for each bag of slots the sum of `values` times the rows `weight[slots]`."""
-    # Detached: the kernel that prepares for a backward of its own takes up to four times as long.
-    return embedding_bag(slots, weight.detach(), offsets, mode="sum", per_sample_weights=values.detach())
-
-
-def sampled_product(
-    left: Float[Tensor, "batch d"], right: Float[Tensor, "d_sae d"], code: Code
-) -> Float[Tensor, " nnz"]:
-    """Return <left[row], right[latent]> at each slot of `code`, flattened."""
-    flat = code.indices.flatten()
-    if left.is_cuda or torch.backends.mkl.is_available():
-        pointers = torch.cat([code.offsets, code.offsets.new_tensor([flat.numel()])])
-        with warnings.catch_warnings():
-            # Said once per process by torch for every CSR tensor; the values are checked against the gathered form.
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            pattern = torch.sparse_csr_tensor(
-                pointers, flat, left.new_zeros(flat.numel()), (left.shape[0], right.shape[0]), check_invariants=False
-            )
-            return torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0).values()
-    return gathered_product(left, right, code)
-
-
-def gathered_product(
-    left: Float[Tensor, "batch d"], right: Float[Tensor, "d_sae d"], code: Code
-) -> Float[Tensor, " nnz"]:
-    """Return what `sampled_product` does, by gathering rows in pieces: slower, and runs everywhere."""
-    flat, rows = code.indices.flatten(), code.rows
-    out = left.new_empty(flat.numel())
-    step = max(1, GATHER_FLOATS // left.shape[1])
-    for start in range(0, flat.numel(), step):
-        piece = slice(start, start + step)
-        out[piece] = (left[rows[piece]] * right[flat[piece]]).sum(-1)
-    return out
-
-
 class _Decode(torch.autograd.Function):
     """sum_j v_bj W_dec[i_bj] + b_dec, with gradients from the slots alone."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, code: Code) -> Tensor:
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, code: Code, backend: Backend) -> Tensor:
         ctx.save_for_backward(values, weight)
-        ctx.code = code
-        out = bag(weight, code.indices.flatten(), code.offsets, values.flatten())
+        ctx.code, ctx.backend = code, backend
+        out = backend.to_rows(code, values.flatten(), weight)
         return out if bias is None else out.add_(bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, weight = ctx.saved_tensors
-        code, grad = ctx.code, grad.contiguous()
-        grad_values = sampled_product(grad, weight, code).view_as(values) if ctx.needs_input_grad[0] else None
-        grad_weight = grad_bias = None
+        code, backend, grad = ctx.code, ctx.backend, grad.contiguous()
+        grad_values = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_values = backend.sampled(grad, weight, code).view_as(values)
         if ctx.needs_input_grad[1]:
-            order, rows, offsets = code.by_latent
-            grad_weight = bag(grad, rows, offsets, values.flatten()[order])
+            grad_weight = backend.to_latents(code, values.flatten(), grad)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0)
-        return grad_values, grad_weight, grad_bias, None
+        return grad_values, grad_weight, grad_bias, None, None
 
 
 class _Preactivation(torch.autograd.Function):
     """The already known values of (x - centre) W_enc^T + b_enc at a code's slots, with gradients from them alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, centre: Tensor | None, code: Code) -> Tensor:  # noqa: ARG004
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,  # noqa: ARG004
+        centre: Tensor | None,
+        code: Code,
+        backend: Backend,
+    ) -> Tensor:
         ctx.save_for_backward(x if centre is None else x - centre, weight)
-        ctx.code = code
+        ctx.code, ctx.backend = code, backend
         return code.values.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         centred, weight = ctx.saved_tensors
-        code, flat = ctx.code, grad.flatten()
+        code, backend, flat = ctx.code, ctx.backend, grad.flatten()
         grad_x = grad_weight = grad_bias = grad_centre = None
         if ctx.needs_input_grad[0]:
-            grad_x = bag(weight, code.indices.flatten(), code.offsets, flat)
+            grad_x = backend.to_rows(code, flat, weight)
         if ctx.needs_input_grad[1]:
-            order, rows, offsets = code.by_latent
-            grad_weight = bag(centred, rows, offsets, flat[order])
+            grad_weight = backend.to_latents(code, flat, centred)
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            grad_bias = flat.new_zeros(weight.shape[0]).index_add(0, code.indices.flatten(), flat)
+            grad_bias = backend.totals(code, flat)
         if ctx.needs_input_grad[3]:
             # The sum of -grad_x over the rows, from sums over latents: a product with a vector, not a bag of rows.
             grad_centre = -(grad_bias @ weight)
-        return grad_x, grad_weight, grad_bias, grad_centre, None
+        return grad_x, grad_weight, grad_bias, grad_centre, None, None
+
+
+def _backend(code: Code, weight: Tensor) -> Backend:
+    """Return the kernels of the training that is under way; whatever takes no gradient takes the sparse ones."""
+    choices = current()
+    return SPARSE if choices is None or not torch.is_grad_enabled() else choices.backend(code, weight)
 
 
 def decode(
     code: Code, weight: Float[Tensor, "d_sae d_out"], bias: Float[Tensor, " d_out"] | None = None
 ) -> Float[Tensor, "batch d_out"]:
     """Return code @ weight + bias, differentiable in the code's values, in `weight` and in `bias`."""
-    return _Decode.apply(code.values, weight, bias, code)  # type: ignore[return-value]
+    return _Decode.apply(code.values, weight, bias, code, _backend(code, weight))  # type: ignore[return-value]
 
 
 def preactivation(
@@ -192,4 +164,5 @@ def preactivation(
     centre: Float[Tensor, " d_in"] | None = None,
 ) -> Code:
     """Return `code`, whose values were read off (x - centre) weight^T + bias, attached to the graph at its slots."""
-    return code.with_values(_Preactivation.apply(x, weight, bias, centre, code))  # type: ignore[arg-type]
+    values = _Preactivation.apply(x, weight, bias, centre, code, _backend(code, weight))
+    return code.with_values(values)  # type: ignore[arg-type]

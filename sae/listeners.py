@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp.checkpoint import read_checkpoint, write_checkpoint
 from interp.runs import Run
+from sae.backends import current
 from sae.training import Training
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -45,7 +46,8 @@ class RunLog:
 class Checkpoint:
     """Write the whole state into the run every `seconds` and when the training stops, finished or not.
 
-    `discard` drops it once what was trained is safe elsewhere.
+    The kernels that were chosen belong to the state (`sae.backends`): others would sum in another order. `discard`
+    drops the checkpoint once what was trained is safe elsewhere.
     """
 
     def __init__(self, run: Run, seconds: float = 60.0) -> None:
@@ -61,7 +63,10 @@ class Checkpoint:
         """Put `training` where the checkpoint is and drop the log's later rows; False where there is none."""
         if not self.path.exists():
             return False
-        training.restore(*read_checkpoint(self.path))
+        tensors, meta = read_checkpoint(self.path)
+        if choices := current():
+            choices.taken.update(meta.get("kernels", {}))
+        training.restore(tensors, meta)
         self.run.truncate_metrics(training.step)
         return True
 
@@ -80,8 +85,34 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
     def _save(self, training: Training) -> None:
-        write_checkpoint(self.path, training.tensors(), {"step": training.step})
+        choices = current()
+        kernels = choices.taken if choices else {}
+        write_checkpoint(self.path, training.tensors(), {"step": training.step, "kernels": kernels})
         self._saved = time.time()
+
+
+def check_wandb(mode: str) -> None:
+    """Make sure, before anything takes time, that wandb can mirror online if `mode` is "online".
+
+    In a terminal wandb asks for the key that it lacks.
+
+    Raises:
+        ValueError: it has no key, or none that its server takes; says what to do.
+    """
+    if mode != "online":
+        return
+    import wandb
+    from wandb.errors import Error
+
+    try:
+        ready, why = wandb.login(), "no key was given."
+    except Error as problem:
+        ready, why = False, str(problem)
+    if not ready:
+        raise ValueError(
+            f"wandb cannot mirror online: {why} `wandb login` stores a key, WANDB_API_KEY gives one; or mirror offline "
+            "(--wandb offline) and send it later with `wandb sync` and the run's folder .wandb/wandb/offline-run-*."
+        )
 
 
 class Wandb:

@@ -51,6 +51,18 @@ def test_load_of_an_unknown_run_names_the_nearest(tmp_path: Path) -> None:
         mechscope.load(run.ref.replace("tiny", "tinny"), tmp_path)
 
 
+@pytest.mark.parametrize(("wrong", "meant"), [("trian", "train"), ("load_modle", "load_model"), ("sae", "Sae")])
+def test_a_name_that_is_not_offered_is_answered_with_the_nearest(wrong: str, meant: str) -> None:
+    with pytest.raises(AttributeError, match=f"Unknown name in module 'mechscope': '{wrong}'; did you mean '{meant}'?"):
+        getattr(mechscope, wrong)
+    assert not hasattr(mechscope, "__path__")
+
+
+def test_every_name_that_is_offered_is_there() -> None:
+    assert {name: getattr(mechscope, name) for name in mechscope.__all__}.keys() == set(mechscope.__all__)
+    assert set(mechscope.__all__) <= set(dir(mechscope))
+
+
 def test_every_kind_that_the_table_knows_can_be_opened() -> None:
     import importlib
 

@@ -9,8 +9,8 @@ next one: at most one block per stretch.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +18,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.activations.outliers import near, norms, typical_norm
 from interp.data.blocks import Blocks
 from interp.hooks import capture
+from interp.metrics import finite_rows, next_token_loss
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 FORWARD_TOKENS = {"cpu": 2048}
 """Tokens per forward pass by device type: what keeps a CPU's caches warm and a GPU busy."""
 _FORWARD_TOKENS_ELSEWHERE = 32_768
+_LOGIT_FLOATS = 1 << 24
+"""Most logits of a pass that keeps them for its gradient, in floats (64 MiB in float32, held a few times over)."""
 
 REASONS = ("padding", "bos", "nonfinite", "outliers")
 """Why a position does not become a row, in the order in which it is asked."""
@@ -49,6 +53,8 @@ class Stretch:
     """Which position of it."""
     counts: dict[str, int]
     """Positions by what became of them: rows, and the `REASONS`."""
+    gradients: dict[Site, Float[Tensor, "row width"]] = field(default_factory=dict)
+    """Gradient of the loss at each site, where it was asked for."""
 
 
 class RowPlan:
@@ -109,6 +115,7 @@ def capture_rows(
     *,
     outlier_norm: float | None = None,
     buffers: dict[Site, Tensor] | None = None,
+    gradient: bool = False,
     on_progress: Callable[[int], object] = lambda _: None,
 ) -> Stretch:
     """Run the model over the blocks that hold the rows [first, last) and keep those rows at every site.
@@ -126,44 +133,78 @@ def capture_rows(
         last: one past the last.
         outlier_norm: multiple of the median norm, None keeps all.
         buffers: tensors to reuse from call to call (kept and filled here); the values are views of them.
+        gradient: also keep the gradient of the loss, summed over all next tokens of a row's block (a row's gradient so
+            depends on its own block only); the pass then goes to the logits and back.
         on_progress: hears the rows done so far, after each forward pass.
     """
     chosen, mask = plan.blocks_of(first, last)
     buffers = {} if buffers is None else buffers
-    norms: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    lengths: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    slopes: dict[Site, list[Tensor]] = {site: [] for site in sites if gradient}
     done = 0
     with torch.inference_mode(False), torch.no_grad():  # what a store hands out must be usable under autograd
-        for found, where in _passes(model, blocks, sites, chosen, mask):
+        for found, slope, where in _passes(model, blocks, sites, chosen, mask, gradient):
+            for site, flat in slope.items():
+                slopes[site].append(flat.index_select(0, where.to(flat.device)))
             for site, flat in found.items():
                 rows = _buffer(buffers, site, flat, last - first)[done : done + len(where)]
                 torch.index_select(flat, 0, where.to(flat.device), out=rows)
-                norms[site].append(_norms(rows))
+                lengths[site].append(norms(rows))
             done += len(where)
             on_progress(done)
-    lengths = {site: torch.cat(parts) for site, parts in norms.items()}
-    finite, near = _judge(lengths, outlier_norm)
-    usable = finite & near
+    found_norms = {site: torch.cat(parts) for site, parts in lengths.items()}
+    finite, close = _judge(found_norms, outlier_norm)
+    gradients = {site: torch.cat(parts) for site, parts in slopes.items()}
+    for rows in gradients.values():
+        finite &= finite_rows(rows).cpu()
+    usable = finite & close
     block, position = np.nonzero(mask)
     counts = _static_counts(blocks, plan, chosen, mask) | {
         "rows": int(usable.sum()),
         "nonfinite": int((~finite).sum()),
-        "outliers": int((finite & ~near).sum()),
+        "outliers": int((finite & ~close).sum()),
     }
     values = {site: buffers[site][:done] for site in sites}
-    return Stretch(values, usable, lengths, torch.from_numpy(chosen[block]), torch.from_numpy(position), counts)
+    origin = torch.from_numpy(chosen[block]), torch.from_numpy(position)
+    return Stretch(values, usable, found_norms, *origin, counts, gradients)
 
 
 def _passes(
-    model: ModelHandle, blocks: Blocks, sites: Sequence[Site], chosen: np.ndarray, mask: np.ndarray
-) -> Iterator[tuple[dict[Site, Float[Tensor, "row width"]], Int[Tensor, " wanted"]]]:
-    """Yield, forward pass by forward pass, the activations of all positions and which of these rows are wanted."""
+    model: ModelHandle,
+    blocks: Blocks,
+    sites: Sequence[Site],
+    chosen: np.ndarray,
+    mask: np.ndarray,
+    gradient: bool,
+) -> Iterator[tuple[dict[Site, Tensor], dict[Site, Tensor], Int[Tensor, " wanted"]]]:
+    """Yield, pass by pass, activations of all positions, the gradients there if wanted, and which rows are wanted."""
     step = blocks_per_forward(model, blocks.context)
+    if gradient:
+        step = max(1, min(step, _LOGIT_FLOATS // (blocks.context * model.d_vocab)))
     for begin in range(0, len(chosen), step):
-        tokens = blocks.tokens[torch.from_numpy(chosen[begin : begin + step])]
-        with capture(model, sites, stop=True) as found:
-            model.forward(tokens.long().to(model.device))
+        index = torch.from_numpy(chosen[begin : begin + step])
+        tokens = blocks.tokens[index].long().to(model.device)
+        with capture(model, sites, stop=not gradient, grad=gradient) as found:
+            if gradient:
+                loss_backward(model, tokens, blocks.keep[index].to(model.device))
+            else:
+                model.forward(tokens)
         where = torch.from_numpy(np.flatnonzero(mask[begin : begin + step]))
-        yield {site: found[site].flatten(2).flatten(0, 1) for site in sites}, where
+        slopes = {site: found[site].grad for site in sites} if gradient else {}
+        yield _as_rows(found), _as_rows(slopes), where
+
+
+def _as_rows(found: Mapping[Site, Tensor | None]) -> dict[Site, Float[Tensor, "row width"]]:
+    """Return activations [block pos ...] as rows, detached."""
+    return {site: value.detach().flatten(2).flatten(0, 1) for site, value in found.items() if value is not None}
+
+
+def loss_backward(model: ModelHandle, tokens: Int[Tensor, "block pos"], keep: Bool[Tensor, "block pos"]) -> None:
+    """Run the model and send the loss, summed over the next tokens, back to what is being captured."""
+    with torch.enable_grad():
+        losses = next_token_loss(model.logits(tokens), tokens)
+        real = keep[:, 1:] & keep[:, :-1] & torch.isfinite(losses)
+        torch.where(real, losses, 0.0).sum().backward()
 
 
 def blocks_per_forward(model: ModelHandle, context: int) -> int:
@@ -179,26 +220,13 @@ def _buffer(buffers: dict[Site, Tensor], site: Site, rows: Tensor, count: int) -
     return held
 
 
-def _norms(rows: Float[Tensor, "row width"]) -> Float[Tensor, " row"]:
-    """Return the norms; NaN and infinity show in them. Squares that overflow float32 are summed again in float64."""
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(rows, dim=1, dtype=wide).cpu().double()
-    vast = ~torch.isfinite(norms)
-    if vast.any():
-        norms[vast] = torch.linalg.vector_norm(rows[vast.to(rows.device)].cpu().double(), dim=1)
-    return norms
-
-
 def _judge(
-    norms: dict[Site, Float[Tensor, " row"]], outlier_norm: float | None
+    lengths: dict[Site, Float[Tensor, " row"]], outlier_norm: float | None
 ) -> tuple[Bool[Tensor, " row"], Bool[Tensor, " row"]]:
     """Return (finite at every site, near the median at every site)."""
-    finite = torch.stack([torch.isfinite(norm) for norm in norms.values()]).all(0)
-    near = torch.ones_like(finite)
-    if outlier_norm is not None and finite.any():
-        for norm in norms.values():
-            near &= ~(norm > outlier_norm * norm[finite].median())
-    return finite, near
+    finite = torch.stack([torch.isfinite(length) for length in lengths.values()]).all(0)
+    judged = [near(length, outlier_norm, typical_norm(length[finite])) for length in lengths.values()]
+    return finite, torch.stack(judged).all(0)
 
 
 def _static_counts(blocks: Blocks, plan: RowPlan, chosen: np.ndarray, mask: np.ndarray) -> dict[str, int]:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.activations.outliers import near, norms, typical_norm
 from interp.activations.rows import blocks_per_forward
 from interp.data import Blocks
 from interp.hooks import capture
@@ -120,7 +121,7 @@ def collect(
         finite = finite_rows(x)
         kept = usable[part].to(x.device) & finite
         if outlier_norm is not None:
-            kept &= x.float().norm(dim=-1) <= outlier_norm * typical
+            kept &= near(norms(x), outlier_norm, typical).to(kept.device)
         counts.positions += int(blocks.keep[part].sum())
         counts.kept += int(kept.sum())
         counts.nonfinite += int((blocks.keep[part].to(x.device) & ~finite).sum())
@@ -148,10 +149,9 @@ def _blocks_in_batch(handle: ModelHandle, context: int, d_sae: int) -> int:
 
 def _typical_norm(handle: ModelHandle, site: Site, blocks: Blocks, usable: Bool[Tensor, "block pos"]) -> float:
     """Return the median norm of the usable positions of some evenly spread blocks."""
-    norms = []
+    found = []
     for index in range(0, len(blocks), max(1, len(blocks) // TYPICAL_BLOCKS)):
         part = slice(index, index + 1)
         x = activations(handle, site, blocks.tokens[part].long())
-        norms.append(x[usable[part].to(x.device) & finite_rows(x)].float().norm(dim=-1))
-    found = torch.cat(norms)
-    return float(found.median()) if len(found) else 0.0
+        found.append(norms(x[usable[part].to(x.device) & finite_rows(x)]))
+    return typical_norm(torch.cat(found))

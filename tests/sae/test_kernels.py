@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae import kernels
+from sae.backends import SPARSE
 from sae.code import Code
 
 
@@ -118,18 +121,10 @@ def test_an_empty_code_decodes_to_the_bias() -> None:
         assert torch.count_nonzero(gradient) == 0
 
 
-@pytest.mark.parametrize("floats", [1, 17, 1 << 22])
-def test_sampled_product_equals_its_definition_in_both_forms(floats: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "GATHER_FLOATS", floats)
-    code, x, _, _, w_dec = problem(torch.float64)
-    expected = torch.stack([x[row] @ w_dec[latent] for row in range(len(code)) for latent in code.indices[row]])
-    assert torch.allclose(kernels.sampled_product(x, w_dec, code), expected)
-    assert torch.allclose(kernels.gathered_product(x, w_dec, code), expected)
-
-
 def test_gradients_that_nobody_asked_for_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, _, _, w_dec = problem(torch.float32)
-    monkeypatch.setattr(kernels, "sampled_product", lambda *_: pytest.fail("the values need no gradient"))
+    unwanted = replace(SPARSE, sampled=lambda *_: pytest.fail("the values need no gradient"))
+    monkeypatch.setattr(kernels, "SPARSE", unwanted)
     w_dec.requires_grad_()
     kernels.decode(code.detach(), w_dec).sum().backward()
     assert w_dec.grad is not None

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.activations.rows import Draw, RowPlan, _norms, _static_counts, generator
+from interp.activations.rows import Draw, RowPlan, _static_counts, generator
 from interp.data import Blocks
 
 
@@ -53,10 +52,3 @@ def test_counts_of_stretches_add_up_to_the_epoch(made: tuple[Blocks, RowPlan], l
 def test_no_two_purposes_share_a_stream() -> None:
     drawn = {tuple(generator(draw, *key).integers(0, 2**32, 2)) for draw in Draw for key in ((1,), (1, 2), (1, 2, 3))}
     assert len(drawn) == 3 * len(Draw)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_norms_of_every_dtype_are_float64(dtype: torch.dtype) -> None:
-    norms = _norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=dtype))
-    assert norms.dtype == torch.float64
-    assert norms.tolist() == [5.0, 0.0]
