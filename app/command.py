@@ -30,12 +30,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("app.commands.train", "Train a sparse dictionary on the activations of a model."),
     "evaluate": ("app.commands.evaluate", "Measure a dictionary inside its model: FVU, L0, loss recovered."),
     "features": ("app.commands.features", "Describe every latent: density, examples, logits, neighbours."),
+    "import": ("app.commands.import_", "Take in a dictionary of sae-lens, Gemma Scope, sparsify, dictionary_learning."),
+    "export": ("app.commands.export", "Write a dictionary for sae-lens or sparsify; publish it on the hub."),
+    "compress": ("app.commands.compress", "Compress a model by a recipe: bits, coverage, error; save the copy."),
+    "compare": ("app.commands.compare", "Compare two models inside: outputs, drift, features, heads, lens."),
     "sweep": ("app.commands.sweep", "Run many trainings from one file in wandb's schema; tell which are best."),
     "runs": ("app.commands.runs", "List, show and verify runs."),
     "explore": ("app.commands.explore", "Open the explorer on a folder of runs."),
 }
 
-HEAVY = frozenset({"demo", "capture", "train", "evaluate", "features", "sweep"})
+HEAVY = frozenset({"demo", "capture", "train", "evaluate", "features", "compare", "sweep"})
 """Commands that compute for long: they start under the allocator setting below and resume after Ctrl-C."""
 
 ALLOCATOR = {

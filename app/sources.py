@@ -6,7 +6,7 @@ A source is resolved before a run is begun, because what it holds (weights, toke
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from interp.models import ModelHandle, ModelSpec
     from interp.runs import Run
     from interp.sites import Site
+    from interp.types import Recipe
     from sae.training import Batches
 
 DEPTH = 2 / 3
 """Where, as a share of the depth, a dictionary is trained unless a site is given."""
+
+SLUG = 28
+"""Characters of a recipe in a run's name, at most."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,10 @@ class Source:
 
     @property
     def slug(self) -> str:
-        """Model and site, for the run's name."""
-        return f"{slug(self.config['model']['name'])}.{self.site}"
+        """Model, recipe and site, for the run's name."""
+        from interp.compression import read_spec
+
+        return f"{spec_slug(read_spec(self.config['model']))}.{self.site}"
 
 
 def from_store(ref: str, site: str | None, runs: Any) -> Source:
@@ -73,14 +79,24 @@ def from_store(ref: str, site: str | None, runs: Any) -> Source:
 
 
 def from_text(
-    spec: ModelSpec, data: DataSpec, site: str | None, *, outlier_norm: float | None, device: str | None
+    spec: ModelSpec,
+    data: DataSpec,
+    site: str | None,
+    *,
+    outlier_norm: float | None,
+    device: str | None,
+    check: Callable[[int], object] = lambda _: None,
 ) -> Source:
-    """Return the activations of a model as it reads the training part of a text."""
+    """Return the activations of a model as it reads the training part of a text.
+
+    `check` hears their width before the text is read, and may refuse it.
+    """
     from interp.activations import ActivationStore
     from interp.config import to_json
 
     handle = open_model(spec, device)
     chosen = handle_site(handle, site)
+    check(handle.width(chosen))
     blocks, _ = split_blocks(handle, data)
     config = {
         "model": to_json(spec),
@@ -154,22 +170,26 @@ class Subject:
     """Rows longer than this many times the median norm were left out of training (None: none were)."""
 
 
-def open_subject_model(subject: Subject, device: str | None) -> ModelHandle:
-    """Return the model that the dictionary was trained on.
+def open_subject_model(subject: Subject, device: str | None, recipe: Recipe = ()) -> ModelHandle:
+    """Return the model that the dictionary was trained on, with the steps of `recipe` added to those it has.
 
     Raises:
-        ValueError: its weights have changed since.
+        ValueError: its weights have changed since, or the recipe does not fit it.
     """
-    handle = open_model(subject.model, device)
-    handle.check_weights(subject.weights, subject.run.ref)
+    own = subject.model.recipe
+    if own and recipe:  # of several steps only the first digest is kept, so what they made is looked at by itself
+        open_model(subject.model, device).check_weights(subject.weights, subject.run.ref)
+    handle = open_model(replace(subject.model, recipe=(*own, *recipe)), device)
+    if not (own and recipe):
+        handle.check_weights(subject.weights, subject.run.ref, base=bool(recipe))
     return handle
 
 
 def subject(ref: str | None, runs: Any) -> Subject:
     """Return the dictionary `ref` (None: the newest finished one) with its model, site and text."""
+    from interp.compression import read_spec
     from interp.config import from_json
     from interp.data import DataSpec
-    from interp.models import ModelSpec
     from interp.runs import RunNotFound, find_runs, open_run
     from interp.sites import Site
 
@@ -187,7 +207,7 @@ def subject(ref: str | None, runs: Any) -> Subject:
     config = run.config
     return Subject(
         run,
-        from_json(ModelSpec, config["model"]),
+        read_spec(config["model"], f"the model of {run.ref}"),
         Site.parse(config["site"]),
         from_json(DataSpec, config["data"]),
         config.get("weights"),
@@ -212,6 +232,21 @@ def subject_blocks(subject: Subject, handle: ModelHandle) -> tuple[Blocks, Block
     return blocks, heldout
 
 
+def other_text(usual: DataSpec, text: str | None, split: str | None, field: str | None, tokens: int) -> DataSpec:
+    """Return the text that --text, --split and --field name, all of it; without them the usual one.
+
+    Raises:
+        ValueError: --split or --field without --text.
+    """
+    if text is None:
+        for option, value in (("--split", split), ("--field", field)):
+            if value is not None:
+                raise ValueError(f"{option} says how to read another text; name one with --text, or leave it out.")
+        return usual
+    split, field = split or usual.split, field or usual.field
+    return replace(usual, text=local(text), split=split, field=field, tokens=tokens, heldout=0.0)
+
+
 def provenance(config: dict[str, Any], weights: str | None) -> dict[str, Any]:
     """Return what a run's record says of its model and text: their specifications, and hashes of what they held."""
     return {
@@ -231,3 +266,22 @@ def local(name: str) -> str:
 def slug(name: str) -> str:
     """Return the last part of a model's name or path, for a run's name."""
     return name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def spec_slug(spec: ModelSpec) -> str:
+    """Return the model's name and, in short, its recipe, for a run's name."""
+    return f"{slug(spec.name)}.{recipe_slug(spec.recipe)}" if spec.recipe else slug(spec.name)
+
+
+def recipe_slug(recipe: Recipe) -> str:
+    """Return a recipe in so few characters that a run's name has room for the rest."""
+    from interp.compression import describe_recipe
+
+    return describe_recipe(recipe)[:SLUG]
+
+
+def recipe(source: str | None) -> Recipe:
+    """Return the recipe that an option gives as a file, a name or text; none without it."""
+    from interp.compression import read_recipe
+
+    return () if source is None else read_recipe(source)

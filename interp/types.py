@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor, nn
 
     from interp.models.handle import ModelHandle
@@ -38,11 +39,74 @@ class Dictionary(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Change:
+    """What a step of a recipe did to one module."""
+
+    module: str
+    """Name of the module within the Hugging Face model."""
+    parameters: int
+    """Numbers of the weight that the step acted on."""
+    stored: int
+    """Numbers that have to be kept of them now: nonzero ones of a pruned matrix, those of both low-rank factors."""
+    bits: int
+    """Bits that these take with scales, zero points and masks, all steps so far together."""
+    error: float | None = None
+    """Relative error of the step, |after - before| / |before| (Frobenius); None where no weight changed."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did to a model."""
+
+    step: str
+    """The step, in short."""
+    eligible: int = 0
+    """Parameters that the step could have acted on: the matrices of the blocks, and what was asked for beside them."""
+    changes: tuple[Change, ...] = ()
+    """One for each module; none for a step of zero strength."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know, such as that embeddings were untied."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters that the step acted on."""
+        return sum(change.parameters for change in self.changes)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the eligible parameters that the step acted on."""
+        return self.parameters / self.eligible if self.eligible else 0.0
+
+
+@runtime_checkable
+class SparseCode(Protocol):
+    """A code as `Dictionary.encode` returns it where single latents are looked at: slots of (latent, value) by row.
+
+    A slot whose value is 0 is silent; values may be negative, so "active" is `!= 0`. No latent has two slots in a row.
+    """
+
+    @property
+    def indices(self) -> Int[Tensor, "*slots"]:
+        """Latent of each slot: [batch k], or [nnz] with `pointers`."""
+        ...
+
+    @property
+    def values(self) -> Float[Tensor, "*slots"]:
+        """Value of each slot."""
+        ...
+
+    @property
+    def pointers(self) -> Int[Tensor, " batch_plus_1"] | None:
+        """None for [batch k] slots, else where each row's slots begin."""
+        ...
+
+
 @runtime_checkable
 class WeightStep(Protocol):
     """A step of a recipe that changes weights, densely and in place."""
 
-    def apply(self, module: nn.Module) -> None:
+    def apply(self, module: nn.Module) -> StepReport | None:
         """Change the pristine Hugging Face `module`; called once, before anything else sees it."""
         ...
 
@@ -51,7 +115,7 @@ class WeightStep(Protocol):
 class RuntimeStep(Protocol):
     """A step of a recipe that acts while the model runs (skipping, quantised activations or caches)."""
 
-    def attach(self, handle: ModelHandle) -> None:
+    def attach(self, handle: ModelHandle) -> StepReport | None:
         """Register edits by `handle.attach(site, edit)`, which makes them act in both views for good."""
         ...
 

@@ -18,10 +18,10 @@ ALLOWED = {"interp": set(), "sae": {"interp"}, "probes": {"interp"}, "app": {"in
 # Lower layers know nothing of higher ones. A new module of interp gets its place here.
 INTERP_LAYERS = (
     {"lazy", "names", "config", "types", "metrics", "runs", "sites", "checkpoint"},
-    {"models", "hooks", "activations", "data", "tasks", "figures", "zoo"},
+    {"models", "hooks", "activations", "data", "tasks", "figures"},
     {"attribution"},
     {"circuits", "layers"},
-    {"compression"},
+    {"compression", "zoo"},
 )
 MODEL_LIBRARIES = {"transformers", "transformer_lens", "tokenizers", "datasets", "wandb", "streamlit"}
 HEAVY = {"torch", "safetensors.torch", "transformers", "transformer_lens", "datasets", "wandb"}

@@ -33,6 +33,8 @@ class Args(Common):
     """Branch, tag or commit of a hub repository."""
     model_dtype: str = "float32"
     """Number format the model computes in."""
+    recipe: str | None = None
+    """Compress the model first: a recipe's file, name or text, as in `mechscope compress`."""
     site: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Where to read, such as resid_post.2 or 'resid_post.*'; may be given several times. `mechscope models sites` lists
     them."""
@@ -60,7 +62,7 @@ def run(args: Args) -> dict[str, Any]:
     from interp.models import ModelSpec
     from interp.runs import start_run
 
-    spec = ModelSpec(sources.local(args.model), args.revision, args.model_dtype)
+    spec = ModelSpec(sources.local(args.model), args.revision, args.model_dtype, sources.recipe(args.recipe))
     data = replace(args.data, text=sources.local(args.data.text))
     handle = sources.open_model(spec, args.device)
     config = _config(args, handle)
@@ -72,7 +74,7 @@ def run(args: Args) -> dict[str, Any]:
         "weights": handle.digest(),
         "tokens": blocks.digest(),
     }
-    name = f"{sources.slug(args.model)}.{config.sites[0] if len(config.sites) == 1 else f'{len(config.sites)}-sites'}"
+    name = f"{sources.spec_slug(spec)}.{config.sites[0] if len(config.sites) == 1 else f'{len(config.sites)}-sites'}"
     started = time.monotonic()
     about = sources.provenance(request, request["weights"])
     with start_run("activations", request, slug=name, root=args.runs, seed=args.seed, **about) as record:

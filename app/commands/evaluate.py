@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from app import console, sources
@@ -18,8 +18,15 @@ class Args(Common):
     """Run of `mechscope train`; None takes the newest."""
     text: str | None = None
     """Other text to measure on (all of it); None takes the held-out part of the text it was trained on."""
+    split: str | None = None
+    """Split of --text, where it is a hub data set; None takes that of the training."""
+    field: str | None = None
+    """Key or column of --text that holds the text; None takes that of the training."""
     tokens: int = 100_000
     """Tokens to measure on, at most."""
+    recipe: str | None = None
+    """Measure in a compressed copy of the model it was trained on: a recipe's file, name or text, as in
+    `mechscope compress`."""
     outlier_norm: float | None = None
     """Leave out rows longer than this many times the median norm; None does as the training did."""
     keep_bos: bool | None = None
@@ -41,19 +48,20 @@ def run(args: Args) -> dict[str, Any]:
     if args.tokens < 1:
         raise ValueError(f"tokens must be 1 or more, got {args.tokens}.")
     check_outlier_norm(args.outlier_norm)
+    recipe = sources.recipe(args.recipe)
     subject = sources.subject(args.sae, args.runs)
-    handle = sources.open_subject_model(subject, args.device)
-    data = subject.data
+    handle = sources.open_subject_model(subject, args.device, recipe)
+    data = sources.other_text(subject.data, args.text, args.split, args.field, args.tokens)
     if args.text is None:
         _, blocks = sources.subject_blocks(subject, handle)
     else:
-        data = replace(data, text=sources.local(args.text), tokens=args.tokens, heldout=0.0)
         _, blocks = sources.split_blocks(handle, data)
     blocks = blocks.first(args.tokens)
     drop_bos = subject.drop_bos if args.keep_bos is None else not args.keep_bos
     outlier_norm = subject.outlier_norm if args.outlier_norm is None else args.outlier_norm
     config = {
-        **{key: subject.run.config[key] for key in ("model", "site")},
+        "model": to_json(handle.spec) if recipe else subject.run.config["model"],
+        "site": subject.run.config["site"],
         "data": to_json(data),
         "sae_run": subject.run.ref,
         "tokens": blocks.digest(),
@@ -61,7 +69,8 @@ def run(args: Args) -> dict[str, Any]:
         "drop_bos": drop_bos,
     }
     started = time.time()
-    place: dict[str, Any] = {"slug": subject.run.slug, "parents": [subject.run.ref], "root": args.runs}
+    slug = f"{subject.run.slug}.{sources.recipe_slug(recipe)}" if recipe else subject.run.slug
+    place: dict[str, Any] = {"slug": slug, "parents": [subject.run.ref], "root": args.runs}
     with start_run("evaluation", config, **place, **sources.provenance(config, handle.digest())) as record:
         if record.finished:
             console.note(f"{record.ref} is finished already")

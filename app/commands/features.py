@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -30,11 +31,18 @@ class Args(Common):
     """Run of `mechscope train`; None takes the newest."""
     text: str | None = None
     """Other text to describe it on (all of it); None takes the training part of the text it was trained on."""
+    split: str | None = None
+    """Split of --text, where it is a hub data set; None takes that of the training."""
+    field: str | None = None
+    """Key or column of --text that holds the text; None takes that of the training."""
     tokens: int = 1_000_000
     """Tokens to read, at most."""
+    recipe: str | None = None
+    """Describe it in a compressed copy of the model it was trained on: a recipe's file, name or text, as in
+    `mechscope compress`."""
     context: int | None = None
     """Length of a block in tokens; None takes the one it was trained with."""
-    features: tyro.conf.OmitArgPrefixes[FeaturesConfig] = field(default_factory=FeaturesConfig)
+    features: tyro.conf.OmitArgPrefixes[FeaturesConfig] = dataclasses.field(default_factory=FeaturesConfig)
     """What to collect for each latent."""
     device: str | None = None
     """Where to compute, such as cuda; None takes a GPU where there is one."""
@@ -49,24 +57,26 @@ def run(args: Args) -> dict[str, Any]:
 
     if args.tokens < 1:
         raise ValueError(f"tokens must be 1 or more, got {args.tokens}.")
+    recipe = sources.recipe(args.recipe)
     subject = sources.subject(args.sae, args.runs)
     data = _data(args, subject.data)
     wanted = args.features
     if wanted.outlier_norm is None:
         wanted = replace(wanted, outlier_norm=subject.outlier_norm)
-    handle = sources.open_subject_model(subject, args.device)
+    handle = sources.open_subject_model(subject, args.device, recipe)
     same = data == subject.data
     blocks, _ = sources.subject_blocks(subject, handle) if same else sources.split_blocks(handle, data)
     blocks = blocks.first(args.tokens)
     config = {
-        **{key: subject.run.config[key] for key in ("model", "site")},
+        "model": to_json(handle.spec) if recipe else subject.run.config["model"],
+        "site": subject.run.config["site"],
         "data": to_json(data),
         "sae_run": subject.run.ref,
         "tokens": blocks.digest(),
         "features": to_json(wanted),
     }
     options: dict[str, Any] = {
-        "slug": subject.run.slug,
+        "slug": f"{subject.run.slug}.{sources.recipe_slug(recipe)}" if recipe else subject.run.slug,
         "parents": [subject.run.ref],
         "root": args.runs,
         "seed": wanted.seed,
@@ -88,11 +98,7 @@ def run(args: Args) -> dict[str, Any]:
 
 def _data(args: Args, trained_on: DataSpec) -> DataSpec:
     """Return the text to read: that of the training, or another one, in blocks of the length asked for."""
-    data = (
-        trained_on
-        if args.text is None
-        else replace(trained_on, text=sources.local(args.text), tokens=args.tokens, heldout=0.0)
-    )
+    data = sources.other_text(trained_on, args.text, args.split, args.field, args.tokens)
     return data if args.context is None else replace(data, context=args.context)
 
 

@@ -55,6 +55,8 @@ class Verify(Common):
     """Branch, tag or commit of a hub repository."""
     dtype: str = "float32"
     """Number format: float32, bfloat16, float16 or float64."""
+    recipe: str | None = None
+    """Compress the model first: a recipe's file, name or text, as in `mechscope compress`."""
     device: str | None = None
     """Where to compute; the first GPU, else the CPU, unless given."""
     tolerance: float | None = None
@@ -129,17 +131,25 @@ def _card(args: Card) -> dict[str, Any]:
 
 
 def _verify(args: Verify) -> dict[str, Any]:
+    from app import sources
+    from interp.compression import describe_recipe, recipe_json
     from interp.models import ModelSpec, load_model
 
-    model = load_model(ModelSpec(args.name, revision=args.revision, dtype=args.dtype), device=args.device)
+    recipe = sources.recipe(args.recipe)
+    name = f"{args.name} after {describe_recipe(recipe)}" if recipe else args.name
+    model = load_model(ModelSpec(args.name, args.revision, args.dtype, recipe), device=args.device)
     difference = model.verify()
     tolerance = _tolerance(model) if args.tolerance is None else args.tolerance
     ok = difference <= tolerance  # NaN is not
     verdict = "they agree" if ok else "they DIFFER"
     console.emit(
-        f"{args.name}: the logits of the two views differ by at most {difference:.2g} "
+        f"{name}: the logits of the two views differ by at most {difference:.2g} "
         f"(accepted: {tolerance:.4g}); {verdict}."
     )
+    if not ok and any(step["step"] == "quantise_activations" for step in recipe_json(recipe)):
+        console.emit(
+            "Rounding activations turns the least difference into a whole step now and then; try --dtype float64."
+        )
     return {"model": args.name, "difference": difference, "tolerance": tolerance, "ok": ok}
 
 

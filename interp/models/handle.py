@@ -21,10 +21,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from interp.models.spec import ModelSpec
+from interp.models.storage import Storage, measure
 from interp.models.taps import attach_hook, check_view, kinds_of, strip_hooks
 from interp.models.text import token_texts
 from interp.names import unknown
 from interp.sites import KINDS, Site
+from interp.types import StepReport
 
 if TYPE_CHECKING:
     from interp.hooks import Capture
@@ -43,7 +45,8 @@ class ModelHandle:
     """A model ready to be looked into; made by `interp.models.load_model`.
 
     The module is in evaluation mode and its parameters take no gradient. `lock` is held by every hook context and
-    every forward, so that two threads that share a handle never see each other's hooks.
+    every forward, so that two threads that share a handle never see each other's hooks. `reports` says what the steps
+    of its recipe did, and `reading` holds the token ids of the forward that is running (None outside of one).
     """
 
     def __init__(self, spec: ModelSpec, module: nn.Module, tokenizer: Any = None) -> None:
@@ -69,6 +72,9 @@ class ModelHandle:
         self._bridge: Any = None
         self._points: dict[str, Any] = {}
         self._digest: str | None = None
+        self._base_digest: str | None = None
+        self.reading: Tensor | None = None
+        self.reports: tuple[StepReport, ...] = ()
         self._vocabulary: list[str] | None = None
 
     def __repr__(self) -> str:
@@ -175,6 +181,7 @@ class ModelHandle:
             # no_grad, not inference_mode: captured activations must serve as the input of something trained.
             context: AbstractContextManager = torch.enable_grad() if keep_graph else torch.no_grad()
             options = self._mask_options(tokens, mask)
+            before, self.reading = self.reading, tokens
             try:
                 with context:
                     if view == "bridge":
@@ -182,6 +189,8 @@ class ModelHandle:
                     return self.module(input_ids=tokens, use_cache=False, **options).logits
             except ForwardStopped:
                 return None
+            finally:
+                self.reading = before
 
     def logits(self, tokens: Int[Tensor, "*batch pos"], view: str = "hf") -> Float[Tensor, "_ pos d_vocab"]:
         """Return the logits; inside a `capture(stop=True)`, which leaves none, that is an error: use `forward`."""
@@ -237,16 +246,28 @@ class ModelHandle:
             self._digest = total.hexdigest()
         return self._digest
 
-    def check_weights(self, digest: str | None, who: str) -> None:
+    def base_digest(self) -> str:
+        """Return the digest that the weights had before the recipe of this model changed them."""
+        return self._base_digest or self.digest()
+
+    @property
+    def storage(self) -> Storage:
+        """What the model takes to store after its recipe, with scales, zero points and masks."""
+        return measure(self.module, self.reports)
+
+    def check_weights(self, digest: str | None, who: str, *, base: bool = False) -> None:
         """Refuse to be taken for the model that `who` was made with, whose weights had `digest` (None: not known).
+
+        `base`: what counts are the weights as they were before the recipe.
 
         Raises:
             ValueError: the weights are others; what was measured with `who` would be wrong without a sign of it.
         """
-        if digest is not None and digest != self.digest():
+        found = self.base_digest() if base else self.digest()
+        if digest is not None and digest != found:
             raise ValueError(
                 f"{who} was made with other weights of {self.spec.name} ({digest[:8]}) than those that are there now "
-                f"({self.digest()[:8]}). Make it again with these, or bring those back."
+                f"({found[:8]}). Make it again with these, or bring those back."
             )
 
     # -- sites

@@ -60,7 +60,8 @@ def load_model(
         tokenizer: used instead of the one stored with the model.
 
     Raises:
-        ValueError: for an unknown name or device, a damaged or unsupported folder, an unsupported architecture.
+        ValueError: for an unknown name or device, a damaged or unsupported folder, an unsupported architecture, or a
+            recipe that does not fit the model.
     """
     if device is not None and device_map is not None:
         raise ValueError("Pass device or device_map, not both: device_map says where each part goes.")
@@ -77,12 +78,20 @@ def load_model(
     folder = find_folder(spec.name, spec.revision, token)
     module = _load_module(folder, spec, device, device_map)
     handle = ModelHandle(spec, module, tokenizer if tokenizer is not None else _load_tokenizer(folder, module.config))
-    for step in spec.recipe:
-        if isinstance(step, WeightStep):
-            step.apply(handle.module)
-        else:
-            step.attach(handle)
+    _apply_recipe(handle)
     return handle
+
+
+def _apply_recipe(handle: ModelHandle) -> None:
+    """Apply the steps of the handle's recipe to its pristine module, or attach them, in order; keep their reports."""
+    for step in handle.spec.recipe:
+        if isinstance(step, WeightStep):
+            handle._base_digest = handle.base_digest()  # of the weights as they came: the first step finds no other
+            report = step.apply(handle.module)
+            handle._digest = None
+        else:
+            report = step.attach(handle)
+        handle.reports += () if report is None else (report,)
 
 
 def _check_device(device: str | torch.device) -> None:
@@ -197,7 +206,7 @@ def _load_module(folder: Path, spec: ModelSpec, device: Any, device_map: Any) ->
     _check_weights(folder)
     from transformers import AutoModelForCausalLM
 
-    with _no_progress_bars():
+    with no_progress_bars():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -290,8 +299,8 @@ def _load_tokenizer(folder: Path, config: Any) -> Any:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Silence transformers' bars while weights load."""
+def no_progress_bars() -> Iterator[None]:
+    """Silence transformers' bars while weights are read or written."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from interp.checkpoint import read_checkpoint
+from interp.layers.heads import HeadScores, head_scores
+from interp.models import load_model
 from interp.zoo.train_tiny import BOS, TinyConfig, build_model, heldout_loss
 from interp.zoo.write_corpus import FOLDER, sample
 
@@ -63,37 +64,10 @@ Licence: MIT, like the rest of mechscope.
 """
 
 
-@torch.inference_mode()
-def head_scores(model: Any, vocab: int, n: int = 32, half: int = 100) -> dict[str, Any]:
-    """Return induction and previous-token scores [layer head] and the losses on both halves of repeated tokens."""
-    generator = torch.Generator().manual_seed(0)
-    first = torch.randint(1, vocab, (n, half), generator=generator)
-    tokens = torch.cat([torch.zeros(n, 1, dtype=torch.long), first, first], dim=1)
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    out = model(input_ids=tokens, output_attentions=True)
-    model.set_attn_implementation(before)
-    patterns = torch.stack(out.attentions)  # layer batch head query key
-    query = torch.arange(half + 1, 2 * half + 1)
-    induction = patterns[:, :, :, query, query - half + 1].mean((1, 3))
-    query = torch.arange(1, 2 * half + 1)
-    previous = patterns[:, :, :, query, query - 1].mean((1, 3))
-    losses = torch.nn.functional.cross_entropy(
-        out.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-    )
-    losses = losses.view(n, -1)
-    return {
-        "induction": induction,
-        "previous": previous,
-        "first": float(losses[:, :half].mean()),
-        "second": float(losses[:, half + 1 :].mean()),
-    }
-
-
-def best_head(scores: Tensor) -> str:
-    """Return "layer 2 head 5: 0.61" for the largest of [layer head]."""
-    layer, head = divmod(int(scores.argmax()), scores.shape[1])
-    return f"layer {layer} head {head}: {float(scores.max()):.2f}"
+def best_head(scores: HeadScores, kind: str) -> str:
+    """Return "layer 2 head 5: 0.61" for the largest of one kind of score."""
+    layer, head, value = scores.best(kind)
+    return f"layer {layer} head {head}: {value:.2f}"
 
 
 def save_tokenizer(work: Path) -> None:
@@ -126,7 +100,7 @@ def main() -> None:
     model.half().save_pretrained(FOLDER, max_shard_size="3900KB")
     save_tokenizer(args.work)
     loss_half = heldout_loss(model.float(), held, config, n=256)
-    scores = head_scores(model, config.vocab)
+    scores = head_scores(load_model(model))
     characters = len(tokenizer.decode(held[:200_000].tolist())) / 200_000
     drawn = sample(model, 3, 120, 0, torch.Generator().manual_seed(1))
     texts = ["> " + tokenizer.decode(ids.tolist()).strip().replace("\n", "\n> ") for ids in drawn]
@@ -150,10 +124,10 @@ def main() -> None:
         "bits_char": loss / characters / np.log(2),
         "perplexity": np.exp(loss),
         "loss_half": loss_half,
-        "first": scores["first"],
-        "second": scores["second"],
-        "induction": best_head(scores["induction"]),
-        "previous": best_head(scores["previous"]),
+        "first": scores.loss_first,
+        "second": scores.loss_second,
+        "induction": best_head(scores, "induction"),
+        "previous": best_head(scores, "previous"),
         "samples": "\n\n".join(texts),
     }
     card = CARD.format(**facts)

@@ -1,0 +1,67 @@
+"""The logit lens: what a model would predict if it stopped at a layer (nostalgebraist 2020).
+
+    lens_l(h) = W_U norm_f(h_l) + b_U
+
+with the model's own final norm and unembedding; after the last block this is the model's output. `Prediction` holds the
+next-token distributions of some rows, and what is measured on them, in nats.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from interp.models.handle import ModelHandle
+
+ROWS_FLOATS = 1 << 20
+"""Logits that are worked on at once on a CPU, in floats (4 MiB): what stays in a cache is several times as fast."""
+
+
+def lens_logits(handle: ModelHandle, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+    """Return the logits that `resid`, taken from the residual stream after any block, would give."""
+    return handle.module.get_output_embeddings()(handle.final_norm(resid))
+
+
+def row_chunk(d_vocab: int, device: torch.device) -> int:
+    """Return how many rows of logits are best worked on at once."""
+    return max(16, ROWS_FLOATS // d_vocab) if device.type == "cpu" else max(256, 64 * ROWS_FLOATS // d_vocab)
+
+
+class Prediction:
+    """Next-token distributions of some rows."""
+
+    def __init__(self, logits: Float[Tensor, "rows d_vocab"]) -> None:
+        """Normalise `logits`."""
+        self.top: Int[Tensor, " rows"] = logits.argmax(-1)
+        """The likeliest token."""
+        self.log_p: Float[Tensor, "rows d_vocab"] = log_softmax(logits.float(), -1)
+        self._p: Tensor | None = None
+
+    @property
+    def p(self) -> Float[Tensor, "rows d_vocab"]:
+        """Probabilities."""
+        if self._p is None:
+            self._p = self.log_p.exp()
+        return self._p
+
+    def loss(self, targets: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """Return the cross-entropy of each row's next token."""
+        return -self.log_p.gather(1, targets[:, None])[:, 0]
+
+    def entropy(self) -> Float[Tensor, " rows"]:
+        """Return the entropy of each row."""
+        return -_expectation(self.p, self.log_p)
+
+    def kl_to(self, other: Prediction) -> Float[Tensor, " rows"]:
+        """Return KL(self || other) of each row: exactly 0 where both are equal bit by bit."""
+        return _expectation(self.p, self.log_p - other.log_p)
+
+
+def _expectation(p: Tensor, value: Tensor) -> Tensor:
+    """Return the sum of p times value, where 0 times infinity is 0 (a token that the distribution excludes)."""
+    total = torch.linalg.vecdot(p, value)
+    if torch.isfinite(total).all():
+        return total
+    return torch.where(p == 0, 0.0, p * value).sum(-1)
