@@ -31,6 +31,7 @@ def show() -> None:
             st.Page(state.FEATURES_PAGE, title="Features · mechscope", url_path="features"),
             st.Page(state.FEATURE_PAGE, title="Feature · mechscope", url_path="feature"),
             st.Page(state.PROMPT_PAGE, title="Prompt · mechscope", url_path="prompt"),
+            st.Page(state.COMPARE_PAGE, title="Compare · mechscope", url_path="compare"),
         ],
         position="hidden",
     )

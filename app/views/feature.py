@@ -9,6 +9,8 @@ import streamlit as st
 
 from app.widgets import frame, live, state
 from app.widgets.artefacts import FeatureSet
+from app.widgets.compare_with import compared, selector
+from app.widgets.comparisons import Comparison
 from app.widgets.examples import examples
 from app.widgets.feature_card import badges, badges_html
 from app.widgets.links import links
@@ -46,10 +48,12 @@ def show() -> None:
     if features is None:
         return
     with frame.section():
-        latent = choose(features)
+        latent, second = choose(features)
         row = features.row(latent)
         note = notes_of(features).get(latent, Note())
         header(features, row, note)
+        if second is not None:
+            compared(second, latent)
         with st.container(key="split-feature"):
             left, right = st.columns([1, 1.6], gap="large")
         with right:
@@ -68,8 +72,8 @@ def show() -> None:
     frame.footer(features)
 
 
-def choose(features: FeatureSet) -> int:
-    """Draw number, previous, next and random; return the latent of the address."""
+def choose(features: FeatureSet) -> tuple[int, Comparison | None]:
+    """Draw number, previous, next, random and the second model; return (latent, comparison) of the address."""
     first, last = int(features.index[0]), int(features.index[-1])
 
     def read(text: str) -> int | None:
@@ -79,6 +83,7 @@ def choose(features: FeatureSet) -> int:
 
     alive = features.index[features.column("density") > 0]
     start = int(alive[0]) if alive.size else first
+    second: Comparison | None = None
     latent, strange = state.settle("f", read, start, f"a latent of this dictionary ({first} to {last})")
     st.session_state["f-widget"] = latent
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="walk"):
@@ -97,9 +102,11 @@ def choose(features: FeatureSet) -> int:
             )  # fmt: skip
         st.button("Random", on_click=_random, args=(alive,), icon=":material/casino:", disabled=not alive.size)
         st.page_link(state.FEATURES_PAGE, label="All features", query_params=state.list_address(features.run.name))
+        with frame.section():
+            second = selector(features)
     if strange:
         frame.note(strange)
-    return latent
+    return latent, second
 
 
 def _random(alive: Any) -> None:

@@ -63,6 +63,7 @@ def navigation() -> None:
         there = state.feature_address(name, latent) if name and latent is not None else run
         st.page_link(state.FEATURE_PAGE, label="Feature", query_params=there)
         st.page_link(state.PROMPT_PAGE, label="Prompt", query_params=state.prompt_address(name))
+        st.page_link(state.COMPARE_PAGE, label="Compare", query_params=state.compare_address(name))
 
 
 def run_selector(root: Path) -> Run | None:

@@ -2,7 +2,8 @@
 
 The chosen cell lives in the address (one query parameter for each axis), so links, Back and other pieces of the page
 share it. A click only writes the address; whoever draws the cell's details reads `chosen`. The figure itself is
-`interp.figures.heat_map`, which a notebook can draw as well.
+`interp.figures.heat_map`, which a notebook can draw as well. The frame of the chosen cell is a mark over it: the figure
+stays the same, so a click costs no new drawing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import streamlit as st
 
 from app.widgets import frame, state
+from app.widgets.mark import cell_spot, mark
 from interp.figures import heat_map as heat_map_figure
 
 
@@ -95,13 +97,15 @@ def heat_map(
     """
     figure = heat_map_figure(
         values, rows.labels, columns.labels, signed=signed, limit=limit, titles=("", columns.title, value),
-        hover=hover, selected=cell,
+        hover=hover,
     )  # fmt: skip
-    st.plotly_chart(
-        figure, theme=None, key=key, config=frame.CHART, selection_mode="points",
-        on_select=lambda: take(key, rows, columns),
-        alt=f"{value} for each of {len(rows.ids)} rows ({rows.title}) and {len(columns.ids)} columns ({columns.title})",
-    )  # fmt: skip
+    size = f"{len(rows.ids)} rows ({rows.title}) and {len(columns.ids)} columns ({columns.title})"
+    with st.container(gap=None):
+        st.plotly_chart(
+            figure, theme=None, key=key, config=frame.CHART, selection_mode="points",
+            on_select=lambda: take(key, rows, columns), alt=f"{value} for each of {size}",
+        )  # fmt: skip
+        mark(key, cell_spot(cell, (len(rows.ids), len(columns.ids))))
     if boxes:
         with st.container(horizontal=True, gap="small"):
             for axis, at in ((rows, cell[0]), (columns, cell[1])):

@@ -68,10 +68,10 @@ def load_model_of(run: Run, *, check: bool = True) -> ModelHandle:
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the model…")
 def _model(key: str) -> ModelHandle:
-    from interp.config import from_json
-    from interp.models import ModelSpec, load_model
+    from interp.compression import read_spec
+    from interp.models import load_model
 
-    return load_model(from_json(ModelSpec, json.loads(key), where="the model of the dictionary"))
+    return load_model(read_spec(json.loads(key), where="the model of the dictionary"))
 
 
 def load_dictionary(run: Run) -> Sae:

@@ -40,6 +40,7 @@ padding:2px 0 10px;border-bottom:1px solid #e6eaee}
 .ms-head .number{font-size:30px;line-height:1.2;font-weight:600;font-variant-numeric:tabular-nums;color:#1c2733}
 .ms-head .label{font-size:18px;line-height:1.3;color:#1c2733;overflow-wrap:anywhere}
 .ms-head .label .none{color:#a3adb8}
+.ms-head.bare{border:0;padding:0}
 .ms-star{color:#b07d00;font-size:18px}
 .ms-head dl{padding:0;display:flex;flex-wrap:wrap;gap:2px 24px;margin:0}
 .ms-head dl div{display:flex;flex-direction:column}
@@ -92,6 +93,36 @@ font:13.5px/1.5 "Source Sans",system-ui,sans-serif;font-variant-numeric:tabular-
 background:linear-gradient(90deg,#e9f1f8,#1f6fb2);vertical-align:baseline}
 .ms-table td.k{color:#5b6875}
 .ms-scroll{overflow-x:auto}
+.ms-sentence{margin:0;font-size:16px;line-height:1.55;color:#1c2733;max-width:62em;overflow-wrap:anywhere}
+.ms-facts{padding:0!important;display:flex;flex-wrap:wrap;gap:8px 26px;margin:0}
+.ms-facts div{display:flex;flex-direction:column}
+.ms-facts dt{margin:0;font-size:12px;font-weight:400;line-height:1.4;color:#5b6875}
+.ms-facts dd{margin:0;font-size:15px;line-height:1.4;font-variant-numeric:tabular-nums;color:#1c2733}
+.ms-facts.big dd{font-size:19px}
+.ms-facts small{font-size:12px;line-height:1.4;color:#5b6875;font-variant-numeric:tabular-nums}
+.ms-facts [title],.ms-table th[title],.ms-state{cursor:help}
+.ms-facts div[title] dt,.ms-table th[title]{text-decoration:underline dotted #c9d1d9;text-underline-offset:3px}
+.ms-state{display:inline-block;padding:0 8px;border-radius:9px;font-size:12.5px;font-weight:600;line-height:1.6;
+background:#f4f6f8;color:#5b6875;border:1px solid #c9d1d9}
+.ms-state.kept{background:#e8f1f8;color:#00568a;border-color:#a9cbe2}
+.ms-state.blurred{background:#eaf6fd;color:#1b6690;border-color:#aadbf5}
+.ms-state.lost{background:#fdf3ea;color:#9a4300;border-color:#edc7a6}
+.ms-state.new{background:#edf8f4;color:#0b5c46;border-color:#a9d8c8}
+.ms-wide td small{display:block;font-size:11.5px;font-weight:400;line-height:1.35;color:#5b6875}
+.ms-wide td{vertical-align:top!important}
+.ms-table tr.null td{color:#5b6875}
+.ms-table tr.on td{font-weight:600}
+.ms-wide td,.ms-wide th{white-space:nowrap;padding-right:16px!important}
+.ms-pairs{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:0 28px}
+.ms-pairs .h{padding:2px 0 4px;font-size:12.5px;color:#5b6875;border-bottom:1px solid #e6eaee;overflow-wrap:anywhere}
+.ms-pairs .e{display:grid;grid-template-columns:62px minmax(0,1fr);gap:0 12px;padding:6px 0;
+border-bottom:1px solid #eef1f4;align-items:baseline}
+.ms-pairs .g{text-align:right;font-size:13.5px;font-variant-numeric:tabular-nums;color:#1c2733;line-height:1.4}
+.ms-pairs .g i{font-style:normal;color:#8693a0;margin-right:3px}
+[class*="st-key-split-curves"]>[data-testid="stLayoutWrapper"]>[data-testid="stHorizontalBlock"]>[data-testid="stColumn"]{
+min-width:max(31%,min(100%,300px))!important}
+.ms-curve{margin:0;font-size:13.5px;font-weight:600;line-height:1.4;color:#3d4a57}
+.ms-curve span{font-weight:400;color:#5b6875;margin-left:5px}
 
 .ms-narrow{max-width:760px}
 .ms-where{font-size:13.5px;color:#5b6875;overflow-wrap:anywhere}
@@ -103,8 +134,12 @@ min-width:min(100%,390px)}
 [class*="st-key-links-"] a p,[class*="st-key-links-"] a span{color:#2f6f9f;font-size:13.5px;font-weight:600;
 font-variant-numeric:tabular-nums}
 [class*="st-key-links-"] a:hover{text-decoration:underline}
-.st-key-walk [data-testid="stNumberInputStepUp"],.st-key-walk [data-testid="stNumberInputStepDown"]{display:none}
+[class*="st-key-walk"] :is([data-testid="stNumberInputStepUp"],[data-testid="stNumberInputStepDown"]){display:none}
 @media (max-width:900px){
+.ms-pairs{grid-template-columns:minmax(0,1fr)}
+.ms-pairs .h:nth-child(2){display:none}
+.ms-pairs .h:first-child{display:none}
+.ms-pairs .e:nth-child(odd){border-bottom-style:dashed}
 .st-key-split-feature>[data-testid="stLayoutWrapper"]>[data-testid="stHorizontalBlock"]>
 [data-testid="stColumn"]:first-child{order:2}
 }

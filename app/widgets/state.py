@@ -14,9 +14,9 @@ from typing import Any
 import streamlit as st
 
 HOME_PAGE, FEATURES_PAGE, FEATURE_PAGE = "views/home.py", "views/features.py", "views/feature.py"
-PROMPT_PAGE = "views/prompt.py"
+PROMPT_PAGE, COMPARE_PAGE = "views/prompt.py", "views/compare.py"
 TEXT_BYTES = 1000  # of a text in an address
-VIEW = {"ex": "Top", "scale": "shared", "spaces": False, "text": ""}
+VIEW = {"ex": "Top", "scale": "shared", "spaces": False, "text": "", "vs": ""}
 """How the Feature page is set, with the defaults that an address leaves out; links between latents keep it."""
 
 
@@ -117,6 +117,22 @@ def prompt_address(run: str | None) -> dict[str, str]:
     return {
         **({"run": run} if run else {}), **st.session_state.get("_prompt", {}), **({"text": text} if text else {}),
     }  # fmt: skip
+
+
+def keep_compare(defaults: Mapping[str, Any]) -> None:
+    """Keep what the Compare page is set to, where that differs from `defaults`, for the way back to it."""
+    found = {key: st.query_params.get(key) for key in ("vs", "beside", "latent", "layer", "head")}
+    found |= {key: st.session_state.get(key) for key in defaults}
+    st.session_state["_compare"] = {
+        k: str(v).lower() if isinstance(v, bool) else str(v)
+        for k, v in found.items()
+        if v is not None and v != defaults.get(k)
+    }
+
+
+def compare_address(run: str | None) -> dict[str, str]:
+    """Return the query parameters of the Compare page, as it was left."""
+    return {**({"run": run} if run else {}), **st.session_state.get("_compare", {})}
 
 
 def keep_list(defaults: Mapping[str, Any]) -> None:

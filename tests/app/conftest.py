@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from tests.comparison_runs import Compared, write_comparisons
 from tests.explorer_runs import Written, write_runs
 
 MAIN = Path(__file__).resolve().parents[2] / "app" / "main.py"
-PAGES = {"home": None, "features": "views/features.py", "feature": "views/feature.py", "prompt": "views/prompt.py"}
+PAGES = {name: f"views/{name}.py" for name in ("features", "feature", "prompt", "compare")} | {"home": None}
 OpenPage = Callable[..., AppTest]
 
 
@@ -20,6 +21,12 @@ OpenPage = Callable[..., AppTest]
 def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     """A folder of runs as the pipeline leaves it; not to be changed."""
     return write_runs(tmp_path_factory.mktemp("explorer") / "runs")
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """A folder of runs with comparisons; not to be changed."""
+    return write_comparisons(write_runs(tmp_path_factory.mktemp("compared") / "runs"))
 
 
 @pytest.fixture

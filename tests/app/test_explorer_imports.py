@@ -16,7 +16,7 @@ import json, sys
 from streamlit.testing.v1 import AppTest
 from app.commands import explore
 at = AppTest.from_file(sys.argv[1], default_timeout=120).run()
-for page in ("views/features.py", "views/feature.py", "views/prompt.py"):
+for page in ("views/features.py", "views/feature.py", "views/prompt.py", "views/compare.py"):
     at.switch_page(page).run()
     assert not at.exception
     assert at.get("plotly_chart") or at.text_area, "the page is empty"
@@ -24,14 +24,14 @@ print(json.dumps(sorted(set(sys.modules))))
 """
 
 
-def test_the_pages_open_without_a_model_library(written) -> None:
+def test_the_pages_open_without_a_model_library(compared) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE, str(ROOT / "app" / "main.py")],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MECHSCOPE_RUNS": str(written.root)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MECHSCOPE_RUNS": str(compared.root)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     loaded = set(json.loads(done.stdout.splitlines()[-1]))

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import pytest
 
 from app.commands.explore import Explorer, start
+from tests.comparison_runs import Compared, write_comparisons
 from tests.explorer_runs import HOSTILE, Written, random_dictionary, write_runs
 
 if TYPE_CHECKING:
@@ -34,8 +35,13 @@ TIMEOUT = 60_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    return write_runs(tmp_path_factory.mktemp("browser") / "runs")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    return write_comparisons(write_runs(tmp_path_factory.mktemp("browser") / "runs"))
+
+
+@pytest.fixture(scope="module")
+def written(compared: Compared) -> Written:
+    return compared.written
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +151,8 @@ def visit(browser: Browser, server: Explorer, tmp_path: Path) -> Iterator[Visit]
         ("feature", "/feature?f=12", ".js-plotly-plot"),
         ("feature-dead", "/feature?f=23", ".ms-foot"),
         ("prompt", "/prompt?text=hello", ".ms-foot"),
+        ("compare", "/compare", ".js-plotly-plot"),
+        ("compare-features", "/compare?part=Features", ".ms-pairs"),
     ],
 )
 def test_every_page_opens_without_an_error(visit: Visit, name: str, path: str, ready: str, width: int) -> None:
@@ -317,9 +325,12 @@ def test_a_click_on_a_token_and_on_a_cell_choose_them(prompt: Visit) -> None:
     wait_address(prompt, pos="5")
     prompt.settle()
     prompt.page.wait_for_selector(".ms-strip .t:nth-child(5)[aria-pressed=true]")
+    same_figures(prompt)
     click_cell(prompt, "mlp_out.1", row=0, rows=2, column=8, columns=n)
     wait_address(prompt, pos="9", sae="mlp_out.1")
     prompt.settle()
+    wait_mark(prompt, "map", row=0, rows=2, column=8, columns=n)
+    assert same_figures(prompt), "a click drew the figure anew"
     prompt.page.wait_for_selector(".ms-strip .t:nth-child(9)[aria-pressed=true]")
     prompt.page.locator(".st-key-fire-chosen", has_text="mlp_out.1").wait_for()
     prompt.shot("prompt-answer")
@@ -365,3 +376,110 @@ def test_a_feature_that_fires_opens_with_the_text_and_back_returns(prompt: Visit
     prompt.settle(".js-plotly-plot .nsewdrag")
     wait_address(prompt, text="the cat")
     prompt.check()
+
+
+def same_figures(visit: Visit) -> bool:
+    """Return whether the page's figures are those of the call before, drawn from the same data."""
+    return visit.page.evaluate(
+        """() => {
+            const data = [...document.querySelectorAll(".js-plotly-plot")].map((plot) => plot.data)
+            const same = data.length === window.figures?.length && data.every((one, i) => one === window.figures[i])
+            window.figures = data
+            return same
+        }"""
+    )
+
+
+def wait_mark(visit: Visit, chart: str, row: int, rows: int, column: int, columns: int) -> None:
+    """Wait until the frame lies on that cell of the map, within two pixels."""
+    visit.page.wait_for_function(
+        """([chart, x, y]) => {
+            const area = document.querySelector(`.st-key-${chart} .nsewdrag.drag`)?.getBoundingClientRect()
+            const mark = document.querySelector(`.st-key-${chart} .ms-mark`)?.getBoundingClientRect()
+            return area && mark && Math.abs(mark.left + mark.width / 2 - area.left - x * area.width) < 2
+                && Math.abs(mark.top + mark.height / 2 - area.top - y * area.height) < 2
+        }""",
+        arg=[chart, (column + 0.5) / columns, (row + 0.5) / rows],
+    )
+
+
+def test_a_click_on_a_head_frames_it_in_all_three_maps(visit: Visit, compared: Compared) -> None:
+    visit.open(f"/compare?vs={compared.four.name}&part=Heads&layer=0&head=0", ".ms-mark")
+    for key in "abd":
+        wait_mark(visit, f"heads-{key}", row=0, rows=6, column=0, columns=4)
+    same_figures(visit)
+    area = visit.page.locator(".st-key-heads-b .nsewdrag.drag")
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] * 2.6 / 4, box["y"] + box["height"] * 3.4 / 6
+    visit.page.mouse.move(x - 5, y - 5)
+    visit.page.mouse.move(x, y, steps=4)
+    visit.page.locator(".hoverlayer .hovertext", has_text="layer 3 head 2").wait_for()
+    visit.page.mouse.down()
+    visit.page.mouse.up()
+    wait_address(visit, layer="3", head="2")
+    for key in "abd":
+        wait_mark(visit, f"heads-{key}", row=3, rows=6, column=2, columns=4)
+    visit.page.locator(".ms-note", has_text="Layer 3, head 2: induction").wait_for()
+    assert same_figures(visit), "a click drew the figures anew"
+    visit.shot("compare-heads")
+    visit.check()
+
+
+def test_a_click_on_a_point_and_on_a_row_choose_the_feature(visit: Visit, compared: Compared) -> None:
+    visit.open(f"/compare?vs={compared.four.name}&part=Features", ".ms-pairs")
+    plot = visit.page.locator(".st-key-survivors")
+    plot.scroll_into_view_if_needed()
+    hover(visit, ".st-key-survivors .scatterlayer .trace:last-child path.point")
+    label = visit.page.locator(".st-key-survivors .hoverlayer .hovertext")
+    label.wait_for()
+    wanted = re.findall(r"latent (\d+)", label.text_content() or "")[0]
+    visit.page.mouse.down()
+    visit.page.mouse.up()
+    visit.page.wait_for_function("latent => new URLSearchParams(location.search).get('latent') === latent", arg=wanted)
+    visit.settle(".st-key-survivors .ms-mark")
+    assert visit.page.get_by_label("Feature", exact=True).input_value() == wanted
+    table = compared.four.table("survival.latents.parquet").to_pandas()
+    table = table[table["state"].isin(["kept", "blurred", "lost", "new"])].sort_values("r", kind="stable")
+    canvas = visit.page.locator(".st-key-changed canvas").first
+    box = canvas.bounding_box()
+    assert box is not None
+    visit.page.mouse.click(box["x"] + 200, box["y"] + 32 + 30 * 2 + 15)  # the third row
+    third = str(int(table["latent"].iloc[2]))
+    visit.page.wait_for_function("latent => new URLSearchParams(location.search).get('latent') === latent", arg=third)
+    visit.settle(".ms-pairs")
+    visit.check()
+
+
+def test_comparisons_beside_it_and_a_narrow_screen(visit: Visit, compared: Compared) -> None:
+    visit.page.set_viewport_size({"width": 700, "height": 1300})
+    visit.open(
+        f"/compare?vs={compared.four.name}&beside={','.join(run.id for run in compared.others)}", ".js-plotly-plot"
+    )
+    assert visit.page.locator(".ms-wide tr").first.is_visible()
+    assert visit.page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= 700
+    visit.shot("compare-beside-700")
+    visit.check()
+
+
+def test_hostile_text_is_literal_in_both_models(visit: Visit, written: Written, compared: Compared) -> None:
+    visit.open(f"/compare?vs={compared.four.name}&part=Features&latent={written.hostile}", ".ms-pairs")
+    shown = visit.page.locator(".ms-pairs").inner_text()
+    assert "</style>" in shown.replace("·", " ")
+    assert visit.page.locator(".ms-pairs :is(script, img, style, a)").count() == 0
+    visit.check()
+
+
+def test_a_second_model_on_the_feature_page_stays_on_the_next_latent(visit: Visit, compared: Compared) -> None:
+    visit.open("/feature?f=12")
+    visit.page.locator(".st-key-vs-pick [data-baseweb=select], .st-key-vs-pick [role=combobox]").first.click()
+    visit.page.get_by_role("option", name="with rtn 4-bit group 64").click()
+    wait_address(visit, vs=compared.four.name)
+    visit.settle(".ms-pairs")
+    visit.page.locator(".st-key-go-Right button").click()
+    visit.wait_latent(13)
+    visit.settle(".ms-pairs")
+    wait_address(visit, vs=compared.four.name)
+    visit.shot("feature-second-model")
+    visit.check()
