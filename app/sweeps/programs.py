@@ -8,6 +8,7 @@ from typing import Any
 from interp.names import unknown
 
 PROGRAMS = {
+    "compare": "app.sweeps.comparison",
     "train": "app.sweeps.training",
 }
 """{program: module with `table()`, `run_cell(values, runs, mirror)` and `estimate(cells, runs, threads)`}."""

@@ -5,6 +5,7 @@ Parameters are the options of `mechscope train`, and under `evaluate.` those of 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,12 +50,12 @@ def run_cell(values: Mapping[str, Any], runs: Path | None, mirror: Mirror) -> di
     Metrics of the evaluation have their own names, those of the training begin with "train/".
     """
     cell = from_json(Cell, nested(values, table()), "cell")
-    trained = _patiently(lambda: train.run(replace(cell.train, runs=runs)))
+    trained = patiently(lambda: train.run(replace(cell.train, runs=runs)))
     dictionary = open_run(f"sae/{Path(trained['run']).name}", runs)
     mirror.trained(dictionary)
     asked = replace(cell.evaluate, sae=dictionary.ref, runs=runs, device=cell.train.device)
-    measured = _patiently(lambda: evaluate.run(asked))
-    metrics = _numbers(measured) | {f"train/{name}": value for name, value in _numbers(trained).items()}
+    measured = patiently(lambda: evaluate.run(asked))
+    metrics = numbers(measured) | {f"train/{name}": value for name, value in numbers(trained).items()}
     mirror.measured(metrics)
     return {
         "runs": {"sae": dictionary.ref, "evaluation": f"evaluation/{Path(measured['run']).name}"},
@@ -69,40 +70,55 @@ def estimate(cells: Sequence[Mapping[str, Any]], runs: Path | None, threads: int
     the model for each token that is streamed, four for each that is evaluated) at the rate measured here and now on one
     product with `threads` threads: good to a factor of about two.
     """
-    rate = _multiplications_per_second(threads)
-    sources: dict[str, tuple[int, int]] = {}
-    found = []
+    costs, found = Costs(runs, threads), []
     for values in cells:
         cell = from_json(Cell, nested(values, table()), "cell")
-        asked = cell.train
-        key = str((asked.store, asked.site, asked.model, asked.revision, asked.model_dtype))
-        if key not in sources:
-            sources[key] = _width_and_parameters(asked, runs)
-        d_in, parameters = sources[key]
-        weights = d_in * (asked.d_sae or 16 * d_in)
-        step = 4 * weights + (0 if asked.store else parameters)
-        work = asked.train.tokens * step + cell.evaluate.tokens * (4 * parameters + weights)
-        found.append(
-            {
-                "rows": asked.train.tokens,
-                "seconds": work / rate,
-                "disk_bytes": 2 * weights * 4,
-                "memory_bytes": 4 * (2 * weights * 4) + 4 * asked.train.batch * weights // d_in + 4 * parameters,
-            }
-        )
+        cost = costs.training(cell.train)
+        weights, parameters = costs.sizes(cell.train)
+        measured = cell.evaluate.tokens * (4 * parameters + weights)
+        found.append(cost | {"seconds": cost["seconds"] + measured / costs.rate})
     return found
+
+
+class Costs:
+    """What trainings cost; a model is looked up once."""
+
+    def __init__(self, runs: Path | None, threads: int) -> None:
+        """Measure the rate of this machine with `threads` threads."""
+        self.runs, self.rate = runs, _multiplications_per_second(threads)
+        self._found: dict[str, tuple[int, int]] = {}
+
+    def sizes(self, asked: train.Args) -> tuple[int, int]:
+        """Return (weights of the encoder, parameters of the model)."""
+        key = str((asked.store, asked.site, asked.model, asked.revision, asked.model_dtype))
+        if key not in self._found:
+            self._found[key] = _width_and_parameters(asked, self.runs)
+        d_in, parameters = self._found[key]
+        return d_in * (asked.d_sae or 16 * d_in), parameters
+
+    def training(self, asked: train.Args) -> dict[str, float]:
+        """Return {"rows", "seconds", "disk_bytes", "memory_bytes"} of one training."""
+        weights, parameters = self.sizes(asked)
+        d_sae = asked.d_sae or math.isqrt(16 * weights)  # 16 d_in of d_in * 16 d_in weights
+        step = 4 * weights + (0 if asked.store else parameters)
+        return {
+            "rows": asked.train.tokens,
+            "seconds": asked.train.tokens * step / self.rate,
+            "disk_bytes": 2 * weights * 4,
+            "memory_bytes": 4 * (2 * weights * 4) + 4 * asked.train.batch * d_sae + 4 * parameters,
+        }
 
 
 def _width_and_parameters(asked: train.Args, runs: Path | None) -> tuple[int, int]:
     """Return (width of the site, parameters of the model)."""
     from app import sources
-    from interp.config import from_json as read
+    from interp.compression import read_spec
     from interp.models import ModelSpec
 
     spec, site = ModelSpec(asked.model, asked.revision, asked.model_dtype), asked.site
     if asked.store:
         source = sources.from_store(asked.store, asked.site, runs)
-        spec, site = read(ModelSpec, source.config["model"]), source.site
+        spec, site = read_spec(source.config["model"]), source.site
     handle = sources.open_model(spec, "cpu")
     return handle.width(sources.handle_site(handle, site)), handle.n_parameters
 
@@ -125,7 +141,7 @@ def _multiplications_per_second(threads: int) -> float:
         torch.set_num_threads(before)
 
 
-def _patiently(job: Callable[[], T]) -> T:
+def patiently(job: Callable[[], T]) -> T:
     """Return what `job` returns; where another process is making the same run, wait for it and take that."""
     told = False
     while True:
@@ -138,5 +154,5 @@ def _patiently(job: Callable[[], T]) -> T:
             time.sleep(WAIT)
 
 
-def _numbers(result: Mapping[str, Any]) -> dict[str, Any]:
+def numbers(result: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if type(value) in (int, float) and name != "seconds"}
