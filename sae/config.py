@@ -4,9 +4,58 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from interp.config import to_json
 
 Scalar = bool | int | float | str
+
+TargetKind = Literal["input", "transcoder", "crosscoder", "end_to_end"]
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """What a dictionary reconstructs (`sae.targets`)."""
+
+    kind: TargetKind = "input"
+    """The input; another site (transcoder); several sites or models at once (crosscoder); the input, so that the
+    model's logits stay (end_to_end)."""
+    d_out: int | None = None
+    """Transcoder: width of what it writes; None takes d_in."""
+    skip: bool = False
+    """Transcoder: whether a linear map of the input is added."""
+    blocks: tuple[int, ...] = ()
+    """Crosscoder: widths of the blocks that make up a row, one for each site, or model and site."""
+    models: int = 1
+    """Crosscoder: 2 where the first half of the blocks is of one model and the second half of another."""
+    downstream: float = 0.0
+    """End to end: weight of the relative error at later sites, averaged over them, beside the KL's 1."""
+    local: float = 0.0
+    """End to end: weight of the mean squared error at the site itself."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other, and numbers out of range."""
+        for name, kinds in (
+            ("d_out", ("transcoder",)),
+            ("skip", ("transcoder",)),
+            ("blocks", ("crosscoder",)),
+            ("models", ("crosscoder",)),
+            ("downstream", ("end_to_end",)),
+            ("local", ("end_to_end",)),
+        ):
+            if self.kind not in kinds and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"{name} belongs to the target {kinds[0]!r}, not to {self.kind!r}; leave it out.")
+        if self.d_out is not None and self.d_out < 1:
+            raise ValueError(f"d_out must be at least 1, got {self.d_out}.")
+        if self.kind == "crosscoder" and (not self.blocks or min(self.blocks) < 1):
+            raise ValueError(f"A crosscoder needs the width of each block, at least 1, got {list(self.blocks)}.")
+        if self.models not in (1, 2) or len(self.blocks) % self.models:
+            raise ValueError(
+                f"models must be 1 or 2 and divide the {len(self.blocks)} blocks of the crosscoder, got {self.models}."
+            )
+        for name in ("downstream", "local"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
@@ -26,12 +75,31 @@ class SaeConfig:
     atoms: Literal["unit", "free"] = "unit"
     """Whether training holds atoms at length 1, or leaves their length free and counts a latent's value in units of it
     (`sae.model.Sae.unit`); a finished dictionary has unit atoms either way."""
+    target: TargetConfig = field(default_factory=TargetConfig)
+    """What is reconstructed."""
 
     def __post_init__(self) -> None:
-        """Refuse widths below 1."""
+        """Refuse widths below 1, and blocks that do not make up the row."""
         for name in ("d_in", "d_sae"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.target.blocks and sum(self.target.blocks) != self.d_in:
+            raise ValueError(f"The blocks {list(self.target.blocks)} must add up to d_in={self.d_in}.")
+
+    @property
+    def d_out(self) -> int:
+        """Width of the reconstruction."""
+        return self.target.d_out or self.d_in
+
+    def __to_json__(self) -> dict[str, Any]:
+        """Return the fields, and the target only where it is not the input.
+
+        Runs that were made before there were targets so keep their identity.
+        """
+        fields = {name: to_json(getattr(self, name)) for name in self.__dataclass_fields__}
+        if self.target == TargetConfig():
+            del fields["target"]
+        return fields
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.activations.outliers import near, norms, typical_norm
 from interp.data import Blocks
 from interp.hooks import capture, patch, splice
 from interp.metrics import Reconstruction, ce_recovered, finite_rows, kl_divergence, next_token_loss
@@ -82,12 +83,12 @@ def measured_positions(
     x: Float[Tensor, "batch pos d_in"],
     *,
     outlier_norm: float | None = None,
-    typical_norm: float = 0.0,
+    typical: float = 0.0,
 ) -> Bool[Tensor, "batch pos"]:
-    """Return the usable positions that are measured: finite, and at most `outlier_norm` times `typical_norm` long."""
+    """Return the usable positions that are measured: finite, and at most `outlier_norm` times `typical` long."""
     kept = usable & finite_rows(x)
     if outlier_norm is not None:
-        kept &= x.norm(dim=-1) <= outlier_norm * typical_norm
+        kept &= near(norms(x), outlier_norm, typical).to(kept.device)
     return kept
 
 
@@ -142,7 +143,7 @@ def evaluate(
         with capture(handle, [place]) as taken:
             clean = handle.logits(tokens)
         x = taken[place].flatten(2)
-        kept = measured_positions(able, x, outlier_norm=outlier_norm, typical_norm=typical)
+        kept = measured_positions(able, x, outlier_norm=outlier_norm, typical=typical)
         totals.positions += int(keep.sum())
         totals.nonfinite += int((able & ~finite_rows(x)).sum())
         totals.kept += int(kept.sum())
@@ -174,7 +175,7 @@ def _mean_activation(
     x = torch.cat(rows)
     if len(x) == 0:
         return x.new_zeros(x.shape[-1]), 0.0
-    return x.double().mean(0).to(x.dtype), float(x.norm(dim=-1).median())
+    return x.double().mean(0).to(x.dtype), typical_norm(norms(x))
 
 
 def _add_losses(

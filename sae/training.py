@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from interp.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sae.auxk import auxk_loss
+from sae.batches import Batch, Batches, check_source, read_batch
 from sae.config import TrainConfig, default_dead_after, default_lr
 from sae.initialise import initialise
 from sae.model import Sae
@@ -29,17 +30,6 @@ from sae.rules import Context
 
 SAMPLE_ROWS = 8192
 """Rows that the initialisation looks at."""
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """Where activations come from: a store, or anything that gives the batch of a step."""
-
-    d_in: int
-
-    def batch(self, step: int) -> Float[Tensor, "batch d_in"]:
-        """Return the activations of `step`, always the same for the same step."""
-        ...
 
 
 @runtime_checkable
@@ -64,7 +54,8 @@ class Training:
         self.whole = True  # False while a step is half done: such a state must not be saved
         self.peak_lr = config.lr if config.lr is not None else default_lr(sae.d_sae, config.steps)
         self.dead_after = config.dead_after if config.dead_after is not None else default_dead_after(config.tokens)
-        self.optimizer = torch.optim.Adam(sae.parameters(), lr=self.peak_lr, fused=True)
+        trained = [parameter for parameter in sae.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=self.peak_lr, fused=True)
         self.silent = torch.zeros(sae.d_sae, dtype=torch.long, device=sae.W_dec.device)
 
     @property
@@ -76,30 +67,59 @@ class Training:
         return self.peak_lr * min(1.0, up, down)
 
     @property
+    def needs(self) -> frozenset[str]:
+        """Fields of `Batch` that a step needs beside x."""
+        return frozenset((*self.sae.rule.needs, *self.sae.target.needs))
+
+    def check(self, batches: Batches) -> None:
+        """Refuse a source of batches that lacks what the rule or the target needs."""
+        config = self.sae.config
+        check_source(batches, self.sae.rule.needs, f"The rule {config.rule!r}")
+        check_source(batches, self.sae.target.needs, f"The target {config.target.kind!r}")
+        if batches.d_in != self.sae.d_in:
+            raise ValueError(f"The dictionary reads rows of width d_in={self.sae.d_in}, the source has {batches.d_in}.")
+
+    @property
+    def done(self) -> bool:
+        """Whether every step has been taken."""
+        return self.step >= self.config.steps
+
+    @property
     def tokens(self) -> int:
         """Rows seen so far."""
         return self.step * self.config.batch
 
-    def advance(self, raw: Float[Tensor, "batch d_in"]) -> dict[str, Tensor | float]:
+    def advance(self, raw: Float[Tensor, "batch d_in"] | Batch) -> dict[str, Tensor | float]:
         """Take one optimiser step on raw activations and return its metrics (`mse` and `fvu` before the step)."""
         sae, lr = self.sae, self.lr
-        x, _ = sae.normaliser.into(raw.to(sae.W_dec.device, sae.W_dec.dtype))
+        batch = raw if isinstance(raw, Batch) else Batch(raw)
+        x, scale = sae.normaliser.into(batch.x.to(sae.W_dec.device, sae.W_dec.dtype))
         dead = self.silent >= self.dead_after
         generator = torch.Generator(x.device).manual_seed(self.config.seed * 1_000_003 + self.step)
-        ctx = Context(self.step, self.config.steps, generator, dead)
+        out = sae.target.scale(scale)
+        # One unit of a normalised reconstruction is `factor` units of a raw one.
+        gradient = None if batch.gradient is None else batch.gradient.to(x) * out.factor
+        y = sae.target.wanted(batch, x)
+        straight = sae.target.bypass(x)
+        wanted = y if straight is None else y - straight  # what is left for the atoms
+        ctx = Context(self.step, self.config.steps, generator, dead, gradient, None if wanted is x else wanted)
         code = sae.encode_normalised(x, ctx)
-        recon = sae.decode_normalised(code)
-        mse = mse_loss(recon, x)
-        losses = {"mse": mse, **sae.rule.penalties(x, code, recon, sae, ctx)}
+        sparse = sae.decode_normalised(code)
+        mse = mse_loss(sparse, wanted)
+        recon = sparse if straight is None else sparse + straight
+        losses = {
+            **sae.target.losses(mse, lambda: sae.normaliser.back(recon, out), batch),
+            **sae.rule.penalties(x, code, sparse, sae, ctx),
+        }
         if self.config.aux:
-            losses["aux"] = self.config.aux * auxk_loss(x, recon, dead, sae)
+            losses["aux"] = self.config.aux * auxk_loss(x, sparse, dead, sae, wanted)
         loss = torch.stack(list(losses.values())).sum()
         grad_norm = self._update(loss)
         sae.rule.observe(code, ctx)
         self.silent = torch.where(code.fired(), 0, self.silent + len(code))
         self.whole = True
         metrics = {name: value.detach() for name, value in losses.items()}
-        fvu = mse.detach() / vector_norm(x - x.mean(0)).square() * x.numel()
+        fvu = mse.detach() / vector_norm(y - y.mean(0)).square() * y.numel()
         l0, dead_share = code.l0().double().mean(), dead.double().mean()
         return {
             "loss": loss.detach(),
@@ -120,12 +140,15 @@ class Training:
         atoms, unit = self.sae.W_dec, self.sae.unit_atoms
         if unit and atoms.grad is not None:
             # Along an atom the gradient only changes its length, which the renormalisation undoes: spare Adam that.
-            atoms.grad.addcmul_(vecdot(atoms.grad, atoms.data).unsqueeze(1), atoms.data, value=-1)
+            along = vecdot(atoms.grad, atoms.data)
+            if self.sae.config.target.blocks:  # length 1 is then not Euclidean length 1
+                along /= vecdot(atoms.data, atoms.data)
+            atoms.grad.addcmul_(along.unsqueeze(1), atoms.data, value=-1)
         grad_norm = self._clip(loss)
         self.whole = False
         self.optimizer.step()
         if unit:
-            atoms.data /= vector_norm(atoms.data, dim=1, keepdim=True).clamp_min(torch.finfo(atoms.dtype).tiny)
+            atoms.data /= self.sae.length(atoms.data).unsqueeze(1)
         self.step += 1
         return grad_norm
 
@@ -159,31 +182,64 @@ class Training:
 
 def begin(sae: Sae, batches: Batches, config: TrainConfig) -> Training:
     """Return a training at step 0, its dictionary initialised from the first batches."""
+    training = Training(sae, config)
+    training.check(batches)
     first = range(min(config.steps, -(-SAMPLE_ROWS // config.batch)))
-    initialise(sae, torch.cat([batches.batch(step) for step in first])[:SAMPLE_ROWS].float(), config.seed)
-    return Training(sae, config)
+    found = [read_batch(batches, step, training.needs & {"y"}) for step in first]
+    x = torch.cat([batch.x for batch in found])[:SAMPLE_ROWS].float()
+    pairs = [batch.y for batch in found if batch.y is not None]
+    initialise(sae, x, config.seed, torch.cat(pairs)[:SAMPLE_ROWS].float() if pairs else None)
+    return training
 
 
 def train(training: Training, batches: Batches, listeners: Sequence[Listener] = ()) -> Sae:
-    """Train to the end and return the dictionary, in evaluation mode.
+    """Train to the end and return the dictionary, in evaluation mode (`train_together` with one)."""
+    return train_together([training], batches, [listeners])[0]
+
+
+def train_together(
+    trainings: Sequence[Training], batches: Batches, listeners: Sequence[Sequence[Listener]] = ()
+) -> list[Sae]:
+    """Train several dictionaries in one pass over the activations; return them, in evaluation mode.
+
+    Each is bit for bit what it is when trained alone: batches are a function of the step, and a training takes a step
+    only at its own number. Their lengths may so differ, and some may go on from a checkpoint.
 
     Ctrl-C ends the step in hand, lets the listeners save, and raises KeyboardInterrupt; a second one does not wait for
     the step. Every listener hears of the end, whatever the others raise.
+
+    Args:
+        trainings: what is trained, all with the same rows per step.
+        batches: the activations.
+        listeners: those of each training; none for all where left out.
+
+    Raises:
+        ValueError: the trainings want batches of different sizes, or something that the source does not give.
     """
-    sae = training.sae.train()
+    heard = list(zip(trainings, listeners or [()] * len(trainings), strict=True))
+    if len(sizes := {training.config.batch for training in trainings}) > 1:
+        raise ValueError(f"Dictionaries trained in one pass share its batches, got sizes {sorted(sizes)}.")
+    for training in trainings:
+        training.check(batches)
     with ExitStack() as ends:
-        ends.callback(sae.eval)
-        for listener in reversed(listeners):
-            ends.callback(listener.on_stop, training)
+        for training, hears in heard:
+            ends.callback(training.sae.train().eval)
+            for listener in reversed(hears):
+                ends.callback(listener.on_stop, training)
         with interruptible() as stopped:
-            while training.step < training.config.steps and not stopped.is_set():
-                metrics = training.advance(batches.batch(training.step))
-                for listener in listeners:
-                    listener.on_step(training, metrics)
-        if training.step < training.config.steps:
+            while (pending := [pair for pair in heard if not pair[0].done]) and not stopped.is_set():
+                step = min(training.step for training, _ in pending)
+                due = [pair for pair in pending if pair[0].step == step]
+                batch = read_batch(batches, step, frozenset().union(*(training.needs for training, _ in due)))
+                for training, hears in due:
+                    metrics = training.advance(batch)
+                    for listener in hears:
+                        listener.on_step(training, metrics)
+        if pending:
             raise KeyboardInterrupt
-    sae.finalise()
-    return sae
+    for training in trainings:
+        training.sae.finalise()
+    return [training.sae for training in trainings]
 
 
 @contextmanager

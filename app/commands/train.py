@@ -17,6 +17,7 @@ from sae.config import Scalar, TrainConfig
 
 if TYPE_CHECKING:
     from interp.runs import Run
+    from sae.config import SaeConfig
     from sae.listeners import Checkpoint
     from sae.training import Batches, Listener, Training
 
@@ -35,6 +36,8 @@ class Args(Common):
     """Branch, tag or commit of a hub repository."""
     model_dtype: str = "float32"
     """Number format the model computes in."""
+    recipe: str | None = None
+    """Compress the model first: a recipe's file, name or text, as in `mechscope compress`."""
     site: str | None = None
     """Where to read, such as resid_post.2; None takes the store's first, or resid_post at 2/3 of the depth."""
     store: str | None = None
@@ -66,25 +69,18 @@ class Args(Common):
 def run(args: Args) -> dict[str, Any]:
     """Train, or find what was trained; return the run and its headline numbers."""
     from interp.config import to_json
-    from interp.models import ModelSpec
     from interp.runs import start_run
-    from sae.config import SaeConfig
-    from sae.listeners import Checkpoint
+    from sae.backends import Choices, using
+    from sae.listeners import Checkpoint, check_wandb
     from sae.model import Sae
     from sae.rules import check_rule
 
     check_rule(args.rule, args.rule_args)  # before anything that takes time
-    if args.d_sae is not None and args.d_sae < 1:
-        raise ValueError(f"d_sae must be at least 1, got {args.d_sae}.")
-    if args.store:
-        _refuse_beside_store(args)
-        source = sources.from_store(args.store, args.site, args.runs)
-    else:
-        spec = ModelSpec(sources.local(args.model), args.revision, args.model_dtype)
-        data = replace(args.data, text=sources.local(args.data.text))
-        source = sources.from_text(spec, data, args.site, outlier_norm=args.outlier_norm, device=args.device)
-    d_sae = 16 * source.d_in if args.d_sae is None else args.d_sae
-    sae = Sae(SaeConfig(source.d_in, d_sae, args.rule, args.rule_args, args.normalise, args.atoms))
+    choices = Choices()
+    check_wandb(args.wandb)
+    source = _source(args)
+    sae = Sae(_config(args, source.d_in))
+    d_sae = sae.d_sae
     config = {**source.config, "sae": to_json(sae.config), "train": to_json(args.train)}
     slug = f"{source.slug}.{args.rule}-{d_sae}"
     started = time.time()
@@ -97,7 +93,8 @@ def run(args: Args) -> dict[str, Any]:
             console.note(f"{record.ref}: {d_sae:,} latents on {source.site}, {args.train.steps:,} steps")
             batches = source.batches(args.train.batch, args.train.seed)
             checkpoint = Checkpoint(record, args.checkpoint_seconds)
-            summary = _train(args, sae, batches, record, checkpoint)
+            with using(choices):
+                summary = _train(args, sae, batches, record, checkpoint) | {"kernels": choices.names}
             sae.save(record)
             checkpoint.discard()  # not before the weights are safe
             record.finish(summary | {"seconds": round(time.time() - started, 1)})
@@ -106,11 +103,41 @@ def run(args: Args) -> dict[str, Any]:
     return {"run": str(record.path), "site": source.site, **record.summary}
 
 
+def _source(args: Args) -> sources.Source:
+    """Return the activations to train on; what cannot be trained on them is refused before the text is read."""
+    from interp.models import ModelSpec
+    from sae.rules import build_rule
+
+    def check(d_in: int) -> None:
+        config = _config(args, d_in)
+        build_rule(config.rule, d_in, config.d_sae, config.rule_args)
+
+    if args.d_sae is not None:
+        _config(args, 1)
+    if args.store:
+        _refuse_beside_store(args)
+        source = sources.from_store(args.store, args.site, args.runs)
+        check(source.d_in)
+        return source
+    spec = ModelSpec(sources.local(args.model), args.revision, args.model_dtype, sources.recipe(args.recipe))
+    data = replace(args.data, text=sources.local(args.data.text))
+    return sources.from_text(spec, data, args.site, outlier_norm=args.outlier_norm, device=args.device, check=check)
+
+
+def _config(args: Args, d_in: int) -> SaeConfig:
+    """Return what the dictionary is, on activations of this width."""
+    from sae.config import SaeConfig
+
+    d_sae = 16 * d_in if args.d_sae is None else args.d_sae
+    return SaeConfig(d_in, d_sae, args.rule, args.rule_args, args.normalise, args.atoms)
+
+
 def _refuse_beside_store(args: Args) -> None:
     """Refuse options that say which activations to read, where the store has them."""
     usual = Args()
     for option, given, default in (
         ("--model", args.model, usual.model),
+        ("--recipe", args.recipe, usual.recipe),
         ("--text", args.data, usual.data),
         ("--outlier-norm", args.outlier_norm, usual.outlier_norm),
     ):
@@ -138,7 +165,8 @@ def _train(args: Args, sae: Any, batches: Batches, record: Run, checkpoint: Chec
     means = {name: sum(row[name] for row in last) / len(last) for name in ("fvu", "l0", "dead_share")}
     excluded = dict(getattr(batches, "report", {}))
     left_out = ", ".join(f"{count:,} {name}" for name, count in excluded.items() if name != "rows" and count)
-    console.note(f"rows left out of training: {left_out or 'none'}")
+    again = "" if args.store or not left_out else " (counted each time that the text was read, since this start)"
+    console.note(f"positions left out of training: {left_out or 'none'}{again}")
     return {**means, "steps": training.step, "tokens": training.tokens, "lr": training.peak_lr, "excluded": excluded}
 
 

@@ -7,15 +7,43 @@ from typing import get_args, get_origin, get_type_hints
 
 from interp.names import unknown
 from sae.config import Scalar
+from sae.rules.abs_topk import AbsTopK
 from sae.rules.base import Context, Rule
 from sae.rules.batch_topk import BatchTopK
+from sae.rules.discrete import Discrete
+from sae.rules.feature_choice import FeatureChoice
+from sae.rules.gated import Gated
+from sae.rules.gradient import Gradient
+from sae.rules.group_max import GroupMax
+from sae.rules.jump_relu import JumpRelu
+from sae.rules.matching_pursuit import MatchingPursuit
+from sae.rules.matryoshka import Matryoshka
+from sae.rules.mutual_choice import MutualChoice
+from sae.rules.p_anneal import PAnneal
 from sae.rules.relu import Relu
+from sae.rules.switch import Switch
+from sae.rules.top_afa import TopAFA
 from sae.rules.topk import TopK
+from sae.rules.variational import Variational
 
 RULES: dict[str, type[Rule]] = {
     "topk": TopK,
     "batch_topk": BatchTopK,
+    "mutual_choice": MutualChoice,
+    "feature_choice": FeatureChoice,
+    "abs_topk": AbsTopK,
+    "matryoshka": Matryoshka,
+    "switch": Switch,
+    "group_max": GroupMax,
+    "top_afa": TopAFA,
+    "discrete": Discrete,
+    "gradient": Gradient,
+    "variational": Variational,
+    "matching_pursuit": MatchingPursuit,
+    "jump_relu": JumpRelu,
+    "gated": Gated,
     "relu": Relu,
+    "p_anneal": PAnneal,
 }
 
 __all__ = ["RULES", "Context", "Rule", "build_rule", "check_rule"]

@@ -28,8 +28,15 @@ class Context:
     """Seeded by (seed, step): a rule that draws stays exactly resumable."""
     dead: Bool[Tensor, " d_sae"] | None = None
     """Latents that have been silent for long."""
-    gradient: Float[Tensor, "batch d_in"] | None = None
-    """Gradient of the model's loss at the site."""
+    gradient: Float[Tensor, "batch d_out"] | None = None
+    """Gradient, in normalised units, of the model's loss where the reconstruction goes: the loss is the sum over all
+    next tokens of a row's text, so that it does not depend on the batch."""
+    target: Float[Tensor, "batch d_out"] | None = None
+    """What the atoms are to reconstruct, normalised, where that is not x (see `wanted`)."""
+
+    def wanted(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
+        """Return what z W_dec + b_dec is to be: x itself, unless the dictionary's target is something else."""
+        return x if self.target is None else self.target
 
 
 class Rule(nn.Module, ABC):
@@ -42,7 +49,8 @@ class Rule(nn.Module, ABC):
     signed: ClassVar[bool] = False
     """Whether values may be negative: AuxK then picks by size, and pages show both ends."""
     tied: ClassVar[bool] = False
-    """Whether the encoder is the atoms themselves: W_enc is then no parameter of the loss, and equals W_dec when done."""
+    """Whether the encoder is the atoms themselves: `sae.unit()` then returns the atoms as its rows too, W_enc is no
+    parameter of the loss, and equals W_dec when done."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Fields of `Context` that training has to fill beyond the usual ones: "gradient"."""
 
@@ -59,12 +67,16 @@ class Rule(nn.Module, ABC):
         self,
         x: Float[Tensor, "batch d_in"],  # noqa: ARG002
         code: Code,  # noqa: ARG002
-        recon: Float[Tensor, "batch d_in"],  # noqa: ARG002
+        recon: Float[Tensor, "batch d_out"],  # noqa: ARG002
         sae: Sae,  # noqa: ARG002
         ctx: Context,  # noqa: ARG002
     ) -> dict[str, Float[Tensor, ""]]:
         """Return what the rule adds to the loss, weighted and named."""
         return {}
+
+    def revive(self, dead: Bool[Tensor, " d_sae"]) -> Bool[Tensor, " d_sae"]:
+        """Return the latents that AuxK is to bring back: the dead ones, unless the rule knows better."""
+        return dead
 
     def observe(self, code: Code, ctx: Context) -> None:
         """Learn from a training step that is done, such as a running threshold; `encode` itself keeps nothing."""

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae import kernels
 from sae.code import Code
 from sae.config import default_k
 from sae.rules.base import Context, Rule
+from sae.selection import batch_largest
 
 if TYPE_CHECKING:
     from sae.model import Sae
@@ -45,7 +45,7 @@ class BatchTopK(Rule):
         """Return the code of normalised activations."""
         pre = sae.pre(x)
         if self.training:
-            places = kernels.largest(pre.view(1, -1), self.k * len(x))[1].flatten().sort().values
+            places = batch_largest(pre, self.k * len(x))
         else:
             places = (pre > self.threshold).flatten().nonzero().squeeze(1)
         code = Code.at(pre, places)

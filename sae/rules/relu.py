@@ -43,7 +43,7 @@ class Relu(Rule):
         self,
         x: Float[Tensor, "batch d_in"],  # noqa: ARG002
         code: Code,
-        recon: Float[Tensor, "batch d_in"],  # noqa: ARG002
+        recon: Float[Tensor, "batch d_out"],  # noqa: ARG002
         sae: Sae,  # noqa: ARG002
         ctx: Context,
     ) -> dict[str, Float[Tensor, ""]]:

@@ -73,10 +73,20 @@ def test_other_text_other_length_and_fewer_tokens(root: Path, capsys: Any, tmp_p
     assert max(features.examples(0)["position"].to_pylist(), default=0) < 16
 
 
+def test_other_text_by_its_own_field(root: Path, capsys: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"body": f"the queen went to the sea {i} times."}) + "\n" for i in range(99)))
+    options = ["--text", str(other), "--field", "body", "--split", "validation", "--tokens", "300"]
+    result, _ = call(root, capsys, *options)
+    data = load_features(Path(result["run"]).name, root).run.config["data"]
+    assert (data["field"], data["split"]) == ("body", "validation")
+
+
 def test_mistakes_are_told(root: Path, capsys: Any) -> None:
     for options, message in (
         (["--sae", "nothing-1234"], "nothing-1234"),
         (["--tokens", "0"], "tokens must be 1 or more, got 0."),
+        (["--split", "test"], "--split says how to read another text; name one with --text, or leave it out."),
         (["--outlier-norm", "0.5"], "outlier_norm is a multiple of the median norm"),
         (["--context", "9999"], "context must lie in 2..n_ctx=64"),
     ):

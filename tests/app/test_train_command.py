@@ -79,6 +79,10 @@ def test_a_store_is_trained_from_without_its_model(model_folder: Path, text: Pat
     evaluation = open_run(Path(json.loads(capsys.readouterr().out)["run"]).name, root)
     assert evaluation.config["outlier_norm"] == 50
 
+    shutil.rmtree(root / "sae")
+    assert main([*train, "--rule-args", "k", "49", "--runs", str(root)]) == 2
+    assert "k must lie in 1..d_sae=48, got 49." in capsys.readouterr().err
+
 
 def spawn(arguments: list[str]) -> subprocess.Popen[str]:
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
@@ -165,6 +169,72 @@ def test_bad_requests_get_one_clear_line(
     assert message in err
     assert "Traceback" not in err
     assert not find_runs(tmp_path / "runs", "sae", finished=True)
+
+
+def test_what_the_width_makes_impossible_is_refused_before_the_text_is_read(
+    model_folder: Path, text: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert main([*request(model_folder, text, tmp_path), "--rule-args", "k", "65"]) == 2
+    err = capsys.readouterr().err
+    assert "k must lie in 1..d_sae=64, got 65." in err
+    assert "loading" in err
+    assert "tokenise" not in err
+
+
+def test_wandb_online_without_a_key_says_what_to_do_before_anything_else(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")} | home
+    command = [sys.executable, "-m", "app", "train", "--wandb", "online", "--runs", str(tmp_path / "runs")]
+    done = subprocess.run(
+        command, env=env | {"PYTHONPATH": str(Path.cwd())}, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "mechscope: wandb cannot mirror online: No API key configured." in done.stderr
+    assert "WANDB_API_KEY gives one; or mirror offline (--wandb offline)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "loading" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_kernels_are_named_by_a_variable_and_recorded(
+    model_folder: Path, text: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for name in ("auto", "dense"):
+        monkeypatch.setenv("MECHSCOPE_KERNELS", name)
+        assert main([*request(model_folder, text, tmp_path / name, tokens=640), "--json"]) == 0
+        found[name] = json.loads(capsys.readouterr().out)
+    assert found["auto"]["kernels"] == "sparse"
+    assert found["dense"]["kernels"] == "dense"
+    assert found["dense"]["fvu"] == pytest.approx(found["auto"]["fvu"], rel=1e-4)
+    monkeypatch.setenv("MECHSCOPE_KERNELS", "sparce")
+    assert main(request(model_folder, text, tmp_path)) == 2
+    assert "Unknown kernels in $MECHSCOPE_KERNELS: 'sparce'; did you mean 'sparse'?" in capsys.readouterr().err
+
+
+def test_rows_that_are_left_out_are_said_to_count_again(
+    model_folder: Path, text: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert main(request(model_folder, text, tmp_path, tokens=640)) == 0
+    err = capsys.readouterr().err
+    assert "bos (counted each time that the text was read, since this start)" in err
+
+
+def test_evaluates_on_another_text_by_its_own_field(
+    model_folder: Path, text: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert main([*request(model_folder, text, tmp_path, tokens=640), "--json"]) == 0
+    capsys.readouterr()
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"body": f"the queen went to the sea {i} times."}) + "\n" for i in range(99)))
+    evaluate = ["evaluate", "--runs", str(tmp_path), "--json"]
+    assert main([*evaluate, "--text", str(other), "--field", "body"]) == 0
+    run = open_run(Path(json.loads(capsys.readouterr().out)["run"]).name, tmp_path)
+    assert (run.config["data"]["field"], run.config["data"]["split"]) == ("body", "train")
+    assert main([*evaluate, "--field", "body"]) == 2
+    assert "--field says how to read another text; name one with --text, or leave it out." in capsys.readouterr().err
+    assert main([*evaluate, "--text", str(other)]) == 2
+    assert "text" in capsys.readouterr().err
 
 
 def test_a_dictionary_of_other_weights_is_not_measured(

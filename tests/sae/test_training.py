@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import signal
 import threading
@@ -38,9 +39,13 @@ class Planted:
         on = torch.rand(64, 20, generator=g) < 0.15
         return (on * torch.rand(64, 20, generator=g)) @ self.atoms + 1.0
 
+    def gradient(self, step: int) -> Tensor:
+        return torch.randn(64, self.d_in, generator=torch.Generator().manual_seed(step + 1_000_000))
+
 
 def fresh(rule: str = "topk", atoms: str = "unit") -> Sae:
-    return Sae(SaeConfig(12, 32, rule, {} if rule == "relu" else {"k": 3}, atoms=atoms))  # type: ignore[arg-type]
+    args = {"k": 4} if "k" in inspect.signature(RULES[rule]).parameters else {}
+    return Sae(SaeConfig(12, 32, rule, args, atoms=atoms))  # type: ignore[arg-type]
 
 
 def same(a: Training, b: Training) -> bool:
