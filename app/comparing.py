@@ -169,15 +169,14 @@ def panel_names(asked: tuple[str, ...], with_dictionary: bool) -> list[str]:
 
 def panel_arguments(names: list[str], args: Args, subject: Subject | None) -> dict[str, dict[str, Any]]:
     """Return {panel: its arguments} as the run's configuration holds them; the dictionary is named once, there."""
+    from interp.compression.panels.survival import SurvivalConfig
+    from interp.config import to_json
+
     outlier_norm = None if subject is None else subject.outlier_norm
+    survival = SurvivalConfig(args.least, args.kept, args.blurred, outlier_norm)  # refuses wrong thresholds
     own = {
         "behaviour": {"seed": args.seed},
-        "survival": {
-            "least": args.least,
-            "kept": args.kept,
-            "blurred": args.blurred,
-            "outlier_norm": outlier_norm,
-        },
+        "survival": to_json(survival),
         "dictionary": {"outlier_norm": outlier_norm},
         "heads": {"threshold": args.threshold, "seed": args.seed},
     }
@@ -198,8 +197,8 @@ def _maker(
     if subject is not None:
         sae = load_sae(subject.run, a.device)
         check_dictionary(sae, subject.site, a, b)
-    survival = SurvivalConfig(**arguments.get("survival", {}))  # wrong thresholds are told before anything is read
-    for name, given in simple.items():
+    survival = SurvivalConfig(**arguments.get("survival", {}))
+    for name, given in simple.items():  # wrong arguments are told before anything is read
         PANELS[name](**given)
 
     def make() -> list[Panel]:

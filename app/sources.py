@@ -6,11 +6,12 @@ A source is resolved before a run is begun, because what it holds (weights, toke
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app import console
+from sae.config import TargetConfig
 
 if TYPE_CHECKING:
     from interp.data import Blocks, DataSpec
@@ -41,6 +42,8 @@ class Source:
     """Opens them for (rows per batch, seed)."""
     parents: tuple[str, ...] = ()
     """Runs they come from."""
+    target: TargetConfig = field(default_factory=TargetConfig)
+    """What is reconstructed from them."""
 
     @property
     def slug(self) -> str:
@@ -85,11 +88,13 @@ def from_text(
     *,
     outlier_norm: float | None,
     device: str | None,
+    gradient: bool = False,
     check: Callable[[int], object] = lambda _: None,
 ) -> Source:
     """Return the activations of a model as it reads the training part of a text.
 
-    `check` hears their width before the text is read, and may refuse it.
+    `check` hears their width before the text is read, and may refuse it. With `gradient` they come with that of the
+    model's loss.
     """
     from interp.activations import ActivationStore
     from interp.config import to_json
@@ -109,7 +114,8 @@ def from_text(
     }
 
     def open_batches(batch: int, seed: int) -> Batches:
-        return ActivationStore(handle, blocks, chosen, batch=batch, seed=seed, outlier_norm=outlier_norm)
+        options: dict[str, Any] = {"outlier_norm": outlier_norm, "gradient": gradient}
+        return ActivationStore(handle, blocks, chosen, batch=batch, seed=seed, **options)
 
     return Source(config, str(chosen), handle.width(chosen), open_batches)
 

@@ -65,34 +65,19 @@ def dark_matter(
     Raises:
         ValueError: there are too few rows to fit on, or `fit` is no share.
     """
-    rows, d_in = x.shape
-    if not 0 < fit < 1:
-        raise ValueError(f"fit is a share of the rows and must lie between 0 and 1, got {fit}.")
-    first = round(fit * rows)
-    if first < LEAST_ROWS * d_in or rows - first < 2:
-        raise ValueError(
-            f"Maps of width {d_in} are fitted on at least {LEAST_ROWS * d_in} rows, got {first} of {rows}; give more."
-        )
+    rows, first = len(x), _fitted(x, fit)
     order = torch.randperm(rows, generator=stream(seed, "dark matter"))
     x, x_hat = x.double().cpu()[order], x_hat.double().cpu()[order]
-    train, test = slice(0, first), slice(first, rows)
-
-    def predict(inputs: Tensor, wanted: Tensor) -> Tensor:
-        """Return what an affine map fitted on the first rows says of all rows."""
-        design = torch.cat([inputs, torch.ones(rows, 1, dtype=torch.float64)], dim=1)
-        scale = design[train].square().mean(0).sqrt().clamp_min(1e-30)
-        solution = torch.linalg.lstsq(design[train] / scale, wanted[train], rcond=1e-9, driver="gelsd").solution
-        return design / scale @ solution
-
+    test = slice(first, rows)
     error = x - x_hat
-    refit = x - predict(x_hat, x)
+    refit = x - _predict(x_hat, x, first)
     total = (x[test] - x[test].mean(0)).square().sum()
 
     def share(rest: Tensor) -> float:
         return float(rest[test].square().sum() / total)
 
-    left = error - predict(x, error)
-    nonlinear = share(refit - predict(x, refit))
+    left = error - _predict(x, error, first)
+    nonlinear = share(refit - _predict(x, refit, first))
     norm, refit_norm = (e.square().sum(1, keepdim=True) for e in (error, refit))
     spread = (error[test] - error[test].mean(0)).square().sum(0)
     errs = spread > 1e-12 * total  # elsewhere there is nothing to predict
@@ -103,10 +88,32 @@ def dark_matter(
         nonlinear=nonlinear,
         raw_linear_share=1 - share(left) / max(share(error), 1e-300),
         error_r2=float((1 - (left[test].square().sum(0) / spread)[errs]).mean()),
-        norm_r2=_r2(norm[test], predict(x, norm)[test]),
-        norm_r2_controlled=_r2(refit_norm[test], predict(x, refit_norm)[test]),
+        norm_r2=_r2(norm[test], _predict(x, norm, first)[test]),
+        norm_r2_controlled=_r2(refit_norm[test], _predict(x, refit_norm, first)[test]),
         rows=rows - first,
     )
+
+
+def _fitted(x: Float[Tensor, "rows d_in"], fit: float) -> int:
+    """Return the number of rows to fit on, or refuse too few."""
+    rows, d_in = x.shape
+    if not 0 < fit < 1:
+        raise ValueError(f"fit is a share of the rows and must lie between 0 and 1, got {fit}.")
+    first = round(fit * rows)
+    if first < LEAST_ROWS * d_in or rows - first < 2:
+        raise ValueError(
+            f"Maps of width {d_in} are fitted on at least {LEAST_ROWS * d_in} rows, got {first} of {rows}; give more."
+        )
+    return first
+
+
+def _predict(
+    inputs: Float[Tensor, "rows d_in"], wanted: Float[Tensor, "rows outputs"], first: int
+) -> Float[Tensor, "rows outputs"]:
+    """Return what the affine map that is best on the `first` rows says of all rows."""
+    design = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
+    design = design / design[:first].square().mean(0).sqrt().clamp_min(1e-30)
+    return design @ torch.linalg.lstsq(design[:first], wanted[:first], rcond=1e-9, driver="gelsd").solution
 
 
 def _r2(wanted: Float[Tensor, "rows 1"], found: Float[Tensor, "rows 1"]) -> float:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from app import console, sources
+from app import console, sources, targets
 from app.command import Common
+from app.targets import TargetArgs
 from interp.data import DataSpec
-from sae.config import Scalar, TrainConfig
+from sae.config import SaeConfig, Scalar, TargetConfig, TrainConfig
 
 if TYPE_CHECKING:
     from interp.runs import Run
-    from sae.config import SaeConfig
-    from sae.listeners import Checkpoint
+    from sae.model import Sae
     from sae.training import Batches, Listener, Training
 
 
@@ -40,6 +40,8 @@ class Args(Common):
     """Compress the model first: a recipe's file, name or text, as in `mechscope compress`."""
     site: str | None = None
     """Where to read, such as resid_post.2; None takes the store's first, or resid_post at 2/3 of the depth."""
+    target: tyro.conf.OmitArgPrefixes[TargetArgs] = field(default_factory=TargetArgs)
+    """What is reconstructed."""
     store: str | None = None
     """Run of `mechscope capture` to train from; it says which model and text, so --model and --text are not read."""
     data: tyro.conf.OmitArgPrefixes[DataSpec] = field(default_factory=DataSpec)
@@ -58,6 +60,9 @@ class Args(Common):
     """Leave out rows longer than this many times the median norm, when streaming; None keeps them."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The optimisation."""
+    also: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another dictionary trained on the same batches in the same pass, said by what differs, such as
+    `--also "rule=batch_topk d_sae=4096 rule_args.k=64"`; may be repeated. Each has a run of its own, as if alone."""
     wandb: Literal["off", "online", "offline", "disabled"] = "off"
     """Mirror the metrics to Weights & Biases; the numbers are the same in every mode."""
     checkpoint_seconds: float = 60.0
@@ -66,70 +71,110 @@ class Args(Common):
     """Where to compute, such as cuda; None takes a GPU where there is one."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """One dictionary of the pass."""
+
+    args: Args
+    """What was asked."""
+    sae: Sae
+    """The dictionary."""
+    record: Run
+    """Its run."""
+
+
 def run(args: Args) -> dict[str, Any]:
-    """Train, or find what was trained; return the run and its headline numbers."""
-    from interp.config import to_json
-    from interp.runs import start_run
+    """Train, or find what was trained; return the run and its headline numbers, and the runs of `--also`."""
     from sae.backends import Choices, using
-    from sae.listeners import Checkpoint, check_wandb
-    from sae.model import Sae
+    from sae.listeners import check_wandb
     from sae.rules import check_rule
 
     check_rule(args.rule, args.rule_args)  # before anything that takes time
     choices = Choices()
     check_wandb(args.wandb)
-    source = _source(args)
-    sae = Sae(_config(args, source.d_in))
-    d_sae = sae.d_sae
+    asked = [args, *_others(args)]
+    source = _source(args, asked)
+    with ExitStack() as stack:
+        jobs = [_open(one, source, stack) for one in asked]
+        todo = [job for job in jobs if not job.record.finished]
+        if todo:
+            batches = source.batches(args.train.batch, args.train.seed)
+            with using(choices):
+                _train(todo, batches, lambda: {"kernels": choices.names})
+    figures = ("fvu", "l0", "dead_share", "steps", "tokens", "lr", "seconds")
+    for job in jobs:
+        title = "training" if len(jobs) == 1 else job.record.id
+        console.table((title, "value"), [(name, job.record.summary[name]) for name in figures])
+    first = jobs[0].record
+    found = {"run": str(first.path), "site": source.site, **first.summary}
+    return found | ({"also": [str(job.record.path) for job in jobs[1:]]} if len(jobs) > 1 else {})
+
+
+def _others(args: Args) -> list[Args]:
+    """Return what `--also` asks for."""
+    from app.variants import Variant, variants
+
+    if args.also and args.wandb != "off":
+        raise ValueError("--wandb mirrors one dictionary; leave it out with --also.")
+    first = Variant(args.rule, args.rule_args, args.d_sae, args.normalise, args.atoms, args.train)
+    return [
+        replace(args, **{name: getattr(one, name) for name in one.__dataclass_fields__}, also=())
+        for one in variants(args.also, first)
+    ]
+
+
+def _open(args: Args, source: sources.Source, stack: ExitStack) -> Job:
+    """Begin the run of one dictionary, or find it."""
+    from interp.config import to_json
+    from interp.runs import start_run
+    from sae.model import Sae
+
+    sae = Sae(_config(args, source.d_in, source.target))
     config = {**source.config, "sae": to_json(sae.config), "train": to_json(args.train)}
-    slug = f"{source.slug}.{args.rule}-{d_sae}"
-    started = time.time()
+    slug = f"{source.slug}.{args.rule}-{sae.d_sae}"
     about = sources.provenance(config, config["weights"])
     place: dict[str, Any] = {"slug": slug, "parents": source.parents, "root": args.runs, "seed": args.train.seed}
-    with start_run("sae", config, **place, **about) as record:
-        if record.finished:
-            console.note(f"{record.ref} is finished already")
-        else:
-            console.note(f"{record.ref}: {d_sae:,} latents on {source.site}, {args.train.steps:,} steps")
-            batches = source.batches(args.train.batch, args.train.seed)
-            checkpoint = Checkpoint(record, args.checkpoint_seconds)
-            with using(choices):
-                summary = _train(args, sae, batches, record, checkpoint) | {"kernels": choices.names}
-            sae.save(record)
-            checkpoint.discard()  # not before the weights are safe
-            record.finish(summary | {"seconds": round(time.time() - started, 1)})
-    figures = ("fvu", "l0", "dead_share", "steps", "tokens", "lr", "seconds")
-    console.table(("training", "value"), [(name, record.summary[name]) for name in figures])
-    return {"run": str(record.path), "site": source.site, **record.summary}
+    record = stack.enter_context(start_run("sae", config, **place, **about))
+    if record.finished:
+        console.note(f"{record.ref} is finished already")
+    else:
+        console.note(f"{record.ref}: {sae.d_sae:,} latents on {source.site}, {args.train.steps:,} steps")
+    return Job(args, sae, record)
 
 
-def _source(args: Args) -> sources.Source:
+def _source(args: Args, asked: list[Args]) -> sources.Source:
     """Return the activations to train on; what cannot be trained on them is refused before the text is read."""
     from interp.models import ModelSpec
-    from sae.rules import build_rule
+    from sae.rules import RULES, build_rule
+    from sae.targets import check_rule_target
 
-    def check(d_in: int) -> None:
-        config = _config(args, d_in)
-        build_rule(config.rule, d_in, config.d_sae, config.rule_args)
+    def check(d_in: int, target: TargetConfig) -> None:
+        for one in asked:
+            config = _config(one, d_in, target)
+            check_rule_target(config, build_rule(config.rule, d_in, config.d_sae, config.rule_args))
 
-    if args.d_sae is not None:
-        _config(args, 1)
+    for one in asked:
+        if one.d_sae is not None:
+            _config(one, 1, TargetConfig())
+    gradient = [one.rule for one in asked if "gradient" in RULES[one.rule].needs]
     if args.store:
         _refuse_beside_store(args)
-        source = sources.from_store(args.store, args.site, args.runs)
-        check(source.d_in)
-        return source
+        if gradient:
+            raise ValueError(
+                f"The rule {gradient[0]!r} needs the gradient of the model's loss, which a store does not hold; leave "
+                "out --store, so that the model runs."
+            )
+        return targets.from_store(args.store, args.site, args.target, args.runs, check)
     spec = ModelSpec(sources.local(args.model), args.revision, args.model_dtype, sources.recipe(args.recipe))
     data = replace(args.data, text=sources.local(args.data.text))
-    return sources.from_text(spec, data, args.site, outlier_norm=args.outlier_norm, device=args.device, check=check)
+    options: dict[str, Any] = {"outlier_norm": args.outlier_norm, "device": args.device, "gradient": bool(gradient)}
+    return targets.from_text(spec, data, args.site, args.target, check=check, **options)
 
 
-def _config(args: Args, d_in: int) -> SaeConfig:
-    """Return what the dictionary is, on activations of this width."""
-    from sae.config import SaeConfig
-
-    d_sae = 16 * d_in if args.d_sae is None else args.d_sae
-    return SaeConfig(d_in, d_sae, args.rule, args.rule_args, args.normalise, args.atoms)
+def _config(args: Args, d_in: int, target: TargetConfig) -> SaeConfig:
+    """Return what the dictionary is, on activations of this width: by default 16 latents for each number at a site."""
+    d_sae = 16 * max(target.blocks or (d_in,)) if args.d_sae is None else args.d_sae
+    return SaeConfig(d_in, d_sae, args.rule, args.rule_args, args.normalise, args.atoms, target)
 
 
 def _refuse_beside_store(args: Args) -> None:
@@ -145,29 +190,45 @@ def _refuse_beside_store(args: Args) -> None:
             raise ValueError(f"--store brings its own model and text; leave {option} (and what goes with it) out.")
 
 
-def _train(args: Args, sae: Any, batches: Batches, record: Run, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Train `sae` from the start or from the run's checkpoint and return what the last steps measured."""
-    from sae.listeners import RunLog, Wandb
-    from sae.training import Training, begin, train
+def _train(jobs: list[Job], batches: Batches, more: Callable[[], dict[str, Any]]) -> None:
+    """Train each dictionary from the start or from its run's checkpoint, save it and finish its run.
 
-    log = RunLog(record)
-    training = Training(sae.to(args.device or _device()), args.train)
-    if checkpoint.restore(training):
-        console.note(f"going on from step {training.step:,}")
-    else:
-        training = begin(training.sae, batches, args.train)
-    listeners: list[Listener] = [log, checkpoint]
-    if args.wandb != "off":
-        listeners.append(Wandb(record, mode=args.wandb))
-    with _progress(training) as bar:
-        train(training, batches, [*listeners, bar])
-    last = record.metrics()[-20:]
-    means = {name: sum(row[name] for row in last) / len(last) for name in ("fvu", "l0", "dead_share")}
+    `more` gives what goes into the summaries besides.
+    """
+    from sae.listeners import Checkpoint, RunLog, Wandb
+    from sae.training import Training, begin, train_together
+
+    started = time.time()
+    trainings, listeners = [], []
+    checkpoints = [Checkpoint(job.record, job.args.checkpoint_seconds) for job in jobs]
+    for job, checkpoint in zip(jobs, checkpoints, strict=True):
+        training = Training(job.sae.to(job.args.device or _device()), job.args.train)
+        if checkpoint.restore(training):
+            console.note(f"going on from step {training.step:,}")
+        else:
+            training = begin(training.sae, batches, job.args.train)
+        hears: list[Listener] = [RunLog(job.record), checkpoint]
+        if job.args.wandb != "off":
+            hears.append(Wandb(job.record, mode=job.args.wandb))
+        trainings.append(training)
+        listeners.append(hears)
+    longest = max(range(len(jobs)), key=lambda i: trainings[i].config.steps - trainings[i].step)
+    with _progress(trainings[longest]) as bar:
+        listeners[longest].append(bar)
+        train_together(trainings, batches, listeners)
     excluded = dict(getattr(batches, "report", {}))
     left_out = ", ".join(f"{count:,} {name}" for name, count in excluded.items() if name != "rows" and count)
-    again = "" if args.store or not left_out else " (counted each time that the text was read, since this start)"
+    again = (
+        "" if jobs[0].args.store or not left_out else " (counted each time that the text was read, since this start)"
+    )
     console.note(f"positions left out of training: {left_out or 'none'}{again}")
-    return {**means, "steps": training.step, "tokens": training.tokens, "lr": training.peak_lr, "excluded": excluded}
+    for job, training, checkpoint in zip(jobs, trainings, checkpoints, strict=True):
+        last = job.record.metrics()[-20:]
+        means = {name: sum(row[name] for row in last) / len(last) for name in ("fvu", "l0", "dead_share")}
+        size = {"steps": training.step, "tokens": training.tokens, "lr": training.peak_lr, "excluded": excluded}
+        job.sae.save(job.record)
+        checkpoint.discard()  # not before the weights are safe
+        job.record.finish({**means, **size, **more(), "seconds": round(time.time() - started, 1)})
 
 
 def _device() -> str:

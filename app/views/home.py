@@ -11,6 +11,7 @@ from typing import Any
 import streamlit as st
 
 from app.widgets import frame, state
+from app.widgets.comparisons import recipe_label
 from app.widgets.text import count, number, safe, share
 from interp.figures import training_curves
 from interp.runs import Run, RunError, damaged_runs, find_runs, runs_root
@@ -183,9 +184,7 @@ def models(runs: Sequence[Run]) -> None:
         if isinstance(model, str):
             model = {"name": model}
         if isinstance(model, dict):
-            recipe = ", ".join(
-                str(s.get("name", s)) if isinstance(s, dict) else str(s) for s in model.get("recipe") or ()
-            )
+            recipe = recipe_label(model.get("recipe"))
             seen[str(model.get("name", "?")), str(model.get("revision") or ""), recipe] += 1
     if not seen:
         frame.note("No run names its model. `mechscope models list` shows the embedded ones.")

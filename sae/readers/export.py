@@ -58,15 +58,7 @@ def write_sae_lens(sae: Sae, origin: Origin, folder: Path) -> list[Path]:
     Raises:
         ValueError: sae-lens has no such dictionary, or one of the files is there already.
     """
-    name, target = sae.config.rule, sae.config.target
-    per_row = name in ("abs_topk", "matryoshka") and getattr(sae.rule, "batch", None)
-    kind = ARCHITECTURE.get(name)
-    if kind is None or (name == "abs_topk" and per_row) or (name == "matryoshka" and not per_row):
-        raise ValueError(
-            f"sae-lens has no dictionary that does what rule {name!r} does; known: {', '.join(ARCHITECTURE)}."
-        )
-    if target.kind == "crosscoder":
-        raise ValueError("sae-lens holds no crosscoder; it stays a run of mechscope.")
+    kind, target = _architecture(sae), sae.config.target
     tensors = _raw(sae)
     W_enc = tensors.pop("W_enc").t().contiguous()
     config: dict[str, Any] = {
@@ -91,14 +83,31 @@ def write_sae_lens(sae: Sae, origin: Origin, folder: Path) -> list[Path]:
     if kind == "gated":
         tensors["b_gate"], tensors["r_mag"] = tensors.pop("b_enc"), tensors.pop("r")
     if target.kind == "transcoder":
-        if kind not in ("standard", "jumprelu") or sae.config.normalise == "layer":
-            raise ValueError("sae-lens' transcoders are ReLU or JumpReLU without layer normalisation; this one is not.")
-        named = {("standard", False): "transcoder", ("standard", True): "skip_transcoder"}
-        named |= {("jumprelu", False): "jumprelu_transcoder", ("jumprelu", True): "jumprelu_skip_transcoder"}
-        config |= {"architecture": named[kind, target.skip], "d_out": sae.d_out}
+        config |= {"architecture": _transcoder(sae, kind), "d_out": sae.d_out}
         if origin.site_out is not None:
             config["metadata"]["hook_name_out"] = Site.parse(origin.site_out).lens_name
     return _write(folder, sae_lens.CONFIG, config, sae_lens.WEIGHTS, tensors | {"W_enc": W_enc})
+
+
+def _architecture(sae: Sae) -> str:
+    """Return the architecture of sae-lens that gives the dictionary's code, or refuse one that it has no name for."""
+    name = sae.config.rule
+    kind = ARCHITECTURE.get(name)
+    over_batch = name in ("abs_topk", "matryoshka") and getattr(sae.rule, "batch", None)
+    if kind is None or (name == "abs_topk" and over_batch) or (name == "matryoshka" and not over_batch):
+        raise ValueError(
+            f"sae-lens has no dictionary that does what rule {name!r} does; known: {', '.join(ARCHITECTURE)}."
+        )
+    if sae.config.target.kind == "crosscoder":
+        raise ValueError("sae-lens holds no crosscoder; it stays a run of mechscope.")
+    return kind
+
+
+def _transcoder(sae: Sae, kind: str) -> str:
+    """Return the architecture of a transcoder whose code is that of `kind`."""
+    if kind not in ("standard", "jumprelu") or sae.config.normalise == "layer":
+        raise ValueError("sae-lens' transcoders are ReLU or JumpReLU without layer normalisation; this one is not.")
+    return ("jumprelu_" if kind == "jumprelu" else "") + ("skip_" if sae.config.target.skip else "") + "transcoder"
 
 
 def write_sparsify(sae: Sae, origin: Origin, folder: Path) -> list[Path]:  # noqa: ARG001

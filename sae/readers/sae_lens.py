@@ -89,11 +89,7 @@ def read(folder: Path) -> Foreign:
     tensors = _weights(folder / WEIGHTS)
     sizes = take(tensors, TENSORS[kind], folder / WEIGHTS)
     transcodes = kind.endswith("transcoder")
-    for axis in ("d_in", "d_sae", *(("d_out",) if transcodes else ())):
-        if setting(config, axis, int, where) != sizes[axis]:
-            raise ValueError(f"{where} says {axis}={config[axis]}, the weights have {sizes[axis]}; fetch both again.")
-    if not transcodes and sizes["d_in"] != sizes["d_out"]:
-        raise ValueError(f"{shown(folder / WEIGHTS)} reads width {sizes['d_in']} and writes {sizes['d_out']}.")
+    _check_sizes(config, sizes, transcodes, where)
     about: dict[str, Any] = config["metadata"]
     # What every reader of jumprelu ignores: that one threshold was learnt for all.
     trained = about.get("training_architecture") if kind == "jumprelu" else kind
@@ -115,6 +111,15 @@ def read(folder: Path) -> Foreign:
         site=_site(about, config, where),
         site_out=site_name(about.get("hook_name_out")) if transcodes else None,
     )
+
+
+def _check_sizes(config: Mapping[str, Any], sizes: Mapping[str, int], transcodes: bool, where: str) -> None:
+    """Refuse a configuration that says other widths than the weights have."""
+    for axis in ("d_in", "d_sae", *(("d_out",) if transcodes else ())):
+        if setting(config, axis, int, where) != sizes[axis]:
+            raise ValueError(f"{where} says {axis}={config[axis]}, the weights have {sizes[axis]}; fetch both again.")
+    if not transcodes and sizes["d_in"] != sizes["d_out"]:
+        raise ValueError(f"{where}: the weights read width {sizes['d_in']} and write {sizes['d_out']}: no dictionary.")
 
 
 def _today(config: dict[str, Any], where: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from interp.names import shorten, unknown
 from interp.runs.files import shown
@@ -49,31 +50,21 @@ def read(folder: Path) -> Foreign:
     Raises:
         ValueError: a file, key or tensor is missing, unknown or of another form than sparsify writes.
     """
-    path = folder / CONFIG
-    where = shown(path)
-    config = read_config(path)
-    for key in config:
-        if key not in KNOWN:
-            raise ValueError(unknown(f"key in {where}:", key, KNOWN))
-    if config.get("signed"):
-        raise ValueError(f"{where}: signed codes of early versions are not read; train it again, or export it as topk.")
-    activation = setting(config, "activation", str, where, "topk")
-    if activation not in RULE:
-        raise ValueError(f"{where}: activation must be topk or groupmax, got {shorten(activation)}.")
+    where = shown(folder / CONFIG)
+    config = _config(folder / CONFIG)
     skip = setting(config, "skip_connection", bool, where, False)
     transcode = setting(config, "transcode", bool, where, False)
+    activation, k = setting(config, "activation", str, where, "topk"), setting(config, "k", int, where)
     tensors = read_tensors(folder / WEIGHTS)
     sizes = take(tensors, TENSORS | ({"W_skip": ("d_out", "d_in")} if skip else {}), folder / WEIGHTS)
     d_in, d_sae = setting(config, "d_in", int, where), sizes["d_sae"]
-    latents = setting(config, "num_latents", int, where, 0) or d_in * setting(
-        config, "expansion_factor", int, where, 32
-    )
+    expanded = d_in * setting(config, "expansion_factor", int, where, 32)
+    latents = setting(config, "num_latents", int, where, 0) or expanded
     if (d_in, latents) != (sizes["d_in"], d_sae):
         raise ValueError(
             f"{where} says d_in={d_in} and {latents} latents, the weights have {sizes['d_in']} and {d_sae}; fetch both "
             "again."
         )
-    k = setting(config, "k", int, where)
     if not 1 <= k <= d_sae or (activation == "groupmax" and d_sae % k):
         raise ValueError(f"{where}: k must lie in 1..{d_sae} (and divide it for groupmax), got {k}.")
     straight = transcode or skip  # a skip connection is a transcoder's, also from a site to itself
@@ -91,6 +82,21 @@ def read(folder: Path) -> Foreign:
         site=None if transcode else _site(folder.name),
         site_out=_site(folder.name) if transcode else None,
     )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Return the configuration, all of its keys and its activation known."""
+    where = shown(path)
+    config = read_config(path)
+    for key in config:
+        if key not in KNOWN:
+            raise ValueError(unknown(f"key in {where}:", key, KNOWN))
+    if config.get("signed"):
+        raise ValueError(f"{where}: signed codes of early versions are not read; train it again, or export it as topk.")
+    activation = setting(config, "activation", str, where, "topk")
+    if activation not in RULE:
+        raise ValueError(f"{where}: activation must be topk or groupmax, got {shorten(activation)}.")
+    return config
 
 
 def _model(folder: Path) -> str | None:

@@ -59,7 +59,10 @@ def test_a_configuration_of_another_meaning_is_refused(config: dict[str, Any], m
         ({"b_enc": None}, "lacks the tensor 'b_enc'; it holds W_dec, W_enc, b_dec"),
         ({"thresholt": torch.ones(D_SAE)}, "Unknown tensor in .*'thresholt'"),
         ({"b_dec": torch.ones(D_IN + 1)}, r"b_dec must have the shape \[d_out\] = \[12\], got \[13\]"),
-        ({"W_dec": torch.ones(D_SAE, D_IN + 2), "b_dec": torch.ones(D_IN + 2)}, "reads width 12 and writes 14"),
+        (
+            {"W_dec": torch.ones(D_SAE, D_IN + 2), "b_dec": torch.ones(D_IN + 2)},
+            "read width 12 and write 14",
+        ),
         ({"b_enc": torch.full((D_SAE,), torch.nan)}, "b_enc holds NaN or infinity"),
         ({"b_enc": torch.ones(D_SAE, dtype=torch.uint8)}, r"tensor 'b_enc' \[30\] is U8; weights are F16 to F64"),
         ({"scaling_factor": torch.full((D_SAE,), 2.0)}, "has a scaling_factor that is not 1"),
