@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from app import console, sources
 from app.command import Common
@@ -27,6 +27,10 @@ class Args(Common):
     recipe: str | None = None
     """Measure in a compressed copy of the model it was trained on: a recipe's file, name or text, as in
     `mechscope compress`."""
+    encoder: Literal["own", "omp", "gradient-pursuit", "matching-pursuit"] = "own"
+    """Find codes by a pursuit over the dictionary's atoms in place of its own encoder."""
+    encoder_k: int | None = None
+    """Latents per token of the pursuit; None takes as many as the dictionary's own code of that token has."""
     outlier_norm: float | None = None
     """Leave out rows longer than this many times the median norm; None does as the training did."""
     keep_bos: bool | None = None
@@ -44,6 +48,7 @@ def run(args: Args) -> dict[str, Any]:
     from interp.runs import start_run
     from sae.evaluation import evaluate
     from sae.model import load_sae
+    from sae.reencode import Reencoded
 
     if args.tokens < 1:
         raise ValueError(f"tokens must be 1 or more, got {args.tokens}.")
@@ -68,6 +73,8 @@ def run(args: Args) -> dict[str, Any]:
         "outlier_norm": outlier_norm,
         "drop_bos": drop_bos,
     }
+    if args.encoder != "own":
+        config |= {"encoder": args.encoder, "encoder_k": args.encoder_k}
     started = time.time()
     slug = f"{subject.run.slug}.{sources.recipe_slug(recipe)}" if recipe else subject.run.slug
     place: dict[str, Any] = {"slug": slug, "parents": [subject.run.ref], "root": args.runs}
@@ -75,7 +82,9 @@ def run(args: Args) -> dict[str, Any]:
         if record.finished:
             console.note(f"{record.ref} is finished already")
         else:
-            sae = load_sae(subject.run, handle.device)
+            sae: Any = load_sae(subject.run, handle.device)
+            if args.encoder != "own":
+                sae = Reencoded(sae, args.encoder.replace("-", "_"), k=args.encoder_k)
             with console.progress(len(blocks), "blocks", "evaluate") as bar:
                 options = {"drop_bos": drop_bos, "outlier_norm": outlier_norm}
                 measured, density = evaluate(handle, subject.site, sae, blocks, on_progress=bar.to, **options)
