@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from interp.lazy import lazy
 
 if TYPE_CHECKING:  # for editors and type checkers, which cannot follow the table below
+    from interp.compression.compare import compare
+    from interp.compression.recipes import read_recipe
     from interp.hooks import ablate, capture, patch, splice
     from interp.models import ModelSpec, load_model
     from interp.runs import Run, find_runs, open_run
@@ -24,8 +26,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow the tabl
 __version__ = "0.1.0"
 
 __all__ = [
-    "ModelSpec", "Sae", "Site", "ablate", "capture", "evaluate", "find_runs", "load", "load_model", "open_run", "patch",
-    "splice", "train",
+    "ModelSpec", "Sae", "Site", "ablate", "capture", "compare", "evaluate", "find_runs", "load", "load_model", "open_run",
+    "patch", "read_recipe", "splice", "train",
 ]  # fmt: skip
 
 _EXPORTS = {
@@ -34,17 +36,20 @@ _EXPORTS = {
     "Site": "interp.sites",
     "ablate": "interp.hooks",
     "capture": "interp.hooks",
+    "compare": "interp.compression.compare",
     "evaluate": "sae.evaluation",
     "find_runs": "interp.runs",
     "load_model": "interp.models",
     "open_run": "interp.runs",
     "patch": "interp.hooks",
+    "read_recipe": "interp.compression.recipes",
     "splice": "interp.hooks",
     "train": "sae.training",
 }
 
 _HOLDS = {
     "activations": ("interp.activations", "DiskStore"),
+    "compare": ("interp.compression.compare", "load_results"),
     "sae": ("sae.model", "load_sae"),
     "features": ("sae.features", "load_features"),
 }
@@ -63,7 +68,8 @@ def __getattr__(name: str) -> Any:
 
 
 def load(run: str | Path | Run, root: str | Path | None = None) -> Any:
-    """Return what a run holds: the `Sae` of a training, the store of a capture, the tables of a feature run.
+    """Return what a run holds: the `Sae` of a training, the store of a capture, the tables of a feature run,
+    what each panel of a comparison found.
 
     Args:
         run: a run, or its reference: `sae/demo-1a2b3c4d`, the eight characters at its end, or its folder.

@@ -437,19 +437,26 @@ def test_a_click_on_a_point_and_on_a_row_choose_the_feature(visit: Visit, compar
     wanted = re.findall(r"latent (\d+)", label.text_content() or "")[0]
     visit.page.mouse.down()
     visit.page.mouse.up()
-    visit.page.wait_for_function("latent => new URLSearchParams(location.search).get('latent') === latent", arg=wanted)
-    visit.settle(".st-key-survivors .ms-mark")
-    assert visit.page.get_by_label("Feature", exact=True).input_value() == wanted
+    wait_feature(visit, wanted)
     table = compared.four.table("survival.latents.parquet").to_pandas()
     table = table[table["state"].isin(["kept", "blurred", "lost", "new"])].sort_values("r", kind="stable")
     canvas = visit.page.locator(".st-key-changed canvas").first
     box = canvas.bounding_box()
     assert box is not None
     visit.page.mouse.click(box["x"] + 200, box["y"] + 32 + 30 * 2 + 15)  # the third row
-    third = str(int(table["latent"].iloc[2]))
-    visit.page.wait_for_function("latent => new URLSearchParams(location.search).get('latent') === latent", arg=third)
-    visit.settle(".ms-pairs")
+    wait_feature(visit, str(int(table["latent"].iloc[2])))
     visit.check()
+
+
+def wait_feature(visit: Visit, latent: str) -> None:
+    """Wait until the part Features shows this one."""
+    visit.page.wait_for_function(
+        """latent => document.querySelector(".st-key-latent-widget input").value === latent
+            && new URLSearchParams(location.search).get("latent") === latent""",
+        arg=latent,
+    )
+    visit.settle(".ms-pairs")
+    visit.page.wait_for_timeout(500)  # the table takes no click while the page is being put together
 
 
 def test_comparisons_beside_it_and_a_narrow_screen(visit: Visit, compared: Compared) -> None:
