@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which cannot follow the tabl
 __version__ = "0.1.0"
 
 __all__ = [
-    "ModelSpec", "Sae", "Site", "ablate", "capture", "compare", "evaluate", "find_runs", "load", "load_model", "open_run",
-    "patch", "read_recipe", "splice", "train",
+    "ModelSpec", "Sae", "Site", "ablate", "capture", "compare", "evaluate", "find_runs", "load", "load_model",
+    "open_run", "patch", "read_recipe", "splice", "train",
 ]  # fmt: skip
 
 _EXPORTS = {

@@ -155,4 +155,5 @@ def patiently(job: Callable[[], T]) -> T:
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers among what a command returned, its seconds apart."""
     return {name: value for name, value in result.items() if type(value) in (int, float) and name != "seconds"}
