@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("app.commands.train", "Train a sparse dictionary on the activations of a model."),
     "evaluate": ("app.commands.evaluate", "Measure a dictionary inside its model: FVU, L0, loss recovered."),
     "features": ("app.commands.features", "Describe every latent: density, examples, logits, neighbours."),
+    "steer": ("app.commands.steer", "Clamp, ablate or add one latent: next tokens before and after, KL."),
     "import": ("app.commands.import_", "Take in a dictionary of sae-lens, Gemma Scope, sparsify, dictionary_learning."),
     "export": ("app.commands.export", "Write a dictionary for sae-lens or sparsify; publish it on the hub."),
     "compress": ("app.commands.compress", "Compress a model by a recipe: bits, coverage, error; save the copy."),

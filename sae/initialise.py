@@ -62,6 +62,7 @@ def initialise(
     normalised, _ = sae.normaliser.into(sample.to(sae.W_dec.dtype))
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(sae.W_enc.shape, generator=generator, dtype=torch.float64)
+    sae.rule.begin(torch.Generator().manual_seed(seed + 1))
     if sae.target.centred:
         sae.b_dec.copy_(geometric_median(normalised))
         _tie(sae, rows)

@@ -2,9 +2,9 @@
 
     x' = x + (z' - z) s W_dec[i]      clamp: z' = value      ablate: z' = 0      add: z' = z + value
 
-z is the latent's value in the dictionary's own code and s what its normaliser divided that row by, so that the change is
-in raw units. The dictionary's error stays in x: a row whose z' is z is left as it is, bit by bit. Values are in units
-of the latent, as `Sae.encode` gives them, and may be negative.
+z is the latent's value in the dictionary's own code and s what its normaliser divided that row by, so that the change
+is in raw units. The dictionary's error stays in x: a row whose z' is z is left as it is, bit by bit. Values are in
+units of the latent, as `Sae.encode` gives them, and may be negative.
 
     with steer(model, "resid_post.1", sae, 12, "clamp", 8.0):
         logits = model.logits(tokens)
@@ -60,7 +60,7 @@ class Steering:
     def changed(self, z: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """Return z', the value that the latent gets where it has `z`."""
         if self.how == "add":
-            return z + self.value
+            return z + (self.value or 0.0)
         return torch.full_like(z, self.value or 0.0)
 
 
@@ -111,7 +111,7 @@ def _read(
     rows = torch.where(finite[..., None], x, 0).flatten(0, 1).to(sae.W_dec.device, sae.W_dec.dtype)
     normalised, scale = sae.normaliser.into(rows)
     z = latent_values(sae.encode_normalised(normalised), latent).view(x.shape[:2])
-    atom = (sae.unit()[2][latent] * scale.factor).expand_as(rows).view(x.shape)
+    atom = (sae.unit()[2][latent] * scale.factor).expand_as(rows).reshape(x.shape)
     return torch.where(finite.to(z.device), z, 0), atom, finite.to(z.device)
 
 

@@ -121,15 +121,10 @@ class Training:
         metrics = {name: value.detach() for name, value in losses.items()}
         fvu = mse.detach() / vector_norm(y - y.mean(0)).square() * y.numel()
         l0, dead_share = code.l0().double().mean(), dead.double().mean()
-        return {
-            "loss": loss.detach(),
-            "fvu": fvu,
-            "l0": l0,
-            "dead_share": dead_share,
-            "grad_norm": grad_norm,
-            "lr": lr,
-            **metrics,
-        }
+        own = {"loss": loss.detach(), "fvu": fvu, "l0": l0, "dead_share": dead_share, "grad_norm": grad_norm, "lr": lr}
+        if taken := own.keys() & metrics.keys():
+            raise ValueError(f"The rule {sae.config.rule!r} calls a penalty {sorted(taken)[0]!r}, a metric's name.")
+        return own | metrics
 
     def _update(self, loss: Float[Tensor, ""]) -> Tensor:
         """Backward, project, clip, step, renormalise: atoms have unit length whenever anybody looks."""

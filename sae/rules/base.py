@@ -59,6 +59,9 @@ class Rule(nn.Module, ABC):
         super().__init__()
         self.d_in, self.d_sae = d_in, d_sae
 
+    def begin(self, generator: torch.Generator) -> None:
+        """Draw what of the rule's own starts at random; `sae.initialise` calls this with a generator of its seed."""
+
     @abstractmethod
     def encode(self, x: Float[Tensor, "batch d_in"], sae: Sae, ctx: Context) -> Code:
         """Return the code of normalised activations."""

@@ -46,6 +46,11 @@ class Switch(Rule):
         self.W_route = nn.Parameter(drawn / math.sqrt(d_in))
         self.b_route = nn.Parameter(torch.zeros(experts))
 
+    @torch.no_grad()
+    def begin(self, generator: torch.Generator) -> None:
+        """Draw the router anew."""
+        self.W_route.copy_(torch.randn(self.W_route.shape, generator=generator) / math.sqrt(self.d_in))
+
     def routed(self, x: Float[Tensor, "batch d_in"], sae: Sae) -> Float[Tensor, "batch experts"]:
         """Return how much of each row the router gives to each expert."""
         return (sae.centred(x).detach() @ self.W_route.t() + self.b_route).softmax(-1)

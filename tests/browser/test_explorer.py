@@ -443,7 +443,11 @@ def test_a_click_on_a_point_and_on_a_row_choose_the_feature(visit: Visit, compar
     canvas = visit.page.locator(".st-key-changed canvas").first
     box = canvas.bounding_box()
     assert box is not None
-    visit.page.mouse.click(box["x"] + 200, box["y"] + 32 + 30 * 2 + 15)  # the third row
+    x, y = box["x"] + 200, box["y"] + 32 + 30 * 2 + 15  # the third row
+    visit.page.mouse.move(x - 50, y - 30)
+    visit.page.mouse.move(x, y, steps=15)  # the table must have seen the mouse come
+    visit.page.wait_for_timeout(200)
+    visit.page.mouse.click(x, y, delay=60)
     wait_feature(visit, str(int(table["latent"].iloc[2])))
     visit.check()
 

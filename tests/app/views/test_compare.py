@@ -60,7 +60,7 @@ def test_the_numbers_stand_with_their_meaning_and_the_nulls_below(compared: Comp
     assert table.count('<tr class="null">') == len(compared.nulls)
     assert '<tr class="on"><td>rtn 4-bit group 64</td><td class="n">4.25</td>' in table
     assert "+0.120<small>+0.114 to +0.126</small>" in table
-    for meaning in ("Storage of b", "95% interval", "likeliest", "correlate", "FVU", "induction score", "logit lens"):
+    for meaning in ("Storage of all of b", "95% interval", "likeliest", "correlate", "FVU", "induction score", "logit lens"):
         assert meaning in table
     for null in ("weight noise", "random prune"):
         assert f"<td>{null}<small" in table
