@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from app import console, sources
+from app import console, sources, targets
 
 if TYPE_CHECKING:
     from app.commands.compare import Args
@@ -89,8 +89,12 @@ def ask(args: Args) -> Question:
 
     if args.tokens < 1:
         raise ValueError(f"tokens must be 1 or more, got {args.tokens}.")
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"seed must lie in 0..2^63-1, got {args.seed}.")
     spec_a, spec_b = _specs(args)
     subject = None if args.sae is None else sources.subject(args.sae, args.runs)
+    if subject is not None:
+        targets.check_own_input(subject, "The panels survival and dictionary read both models through")
     names = panel_names(args.panels, subject is not None)
     a = sources.open_model(spec_a, args.device)
     b = a if spec_b == spec_a else sources.open_model(spec_b, args.device)
@@ -219,16 +223,37 @@ def _maker(
 
 
 def _check_subject(subject: Subject, a: ModelHandle, b: ModelHandle) -> None:
-    """Refuse a dictionary that fits neither model's site; say so where it was trained on other weights than A's."""
+    """Refuse a dictionary whose site a model lacks; say so where it was trained on another model than A."""
+    from interp.compression import describe_recipe
+
     for name, model in (("A", a), ("B", b)):
-        if subject.site not in model.sites():
-            raise ValueError(f"{subject.run.ref} reads {subject.site}, and {name} has {model.n_layers} layers only.")
-    if subject.weights in (None, a.digest()):
+        try:
+            model.check_site(subject.site)
+        except ValueError as error:
+            raise ValueError(f"{subject.run.ref} reads {subject.site} of {name} ({model.spec.name}). {error}") from error
+
+    def is_of(model: ModelHandle) -> bool:
+        same = subject.weights in (None, model.digest())
+        return same and _running(subject.model) == _running(model.spec)
+
+    if is_of(a):
         return
-    where = "B's weights, not A's" if subject.weights == b.digest() else "other weights than either model's"
-    if subject.weights == a.base_digest():
+    if is_of(b):
+        where = "B, not A"
+    elif subject.weights == a.digest():  # steps that act while the model runs leave no trace in the weights
+        where = f"A's weights under another recipe ({describe_recipe(subject.model.recipe)})"
+    elif subject.weights == a.base_digest():
         where = "A's weights before its recipe"
+    else:
+        where = "other weights than either model's"
     console.note(f"{subject.run.ref} was trained on {where}: what it says of A is how it carries over")
+
+
+def _running(spec: ModelSpec) -> tuple[Any, ...]:
+    """Return the steps that act while the model runs, which a hash of its weights does not see."""
+    from interp.types import WeightStep
+
+    return tuple(step for step in spec.recipe if not isinstance(step, WeightStep) and not getattr(step, "is_nothing", False))
 
 
 def _mention_dictionaries(spec: ModelSpec, runs: Any) -> None:

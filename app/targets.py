@@ -1,4 +1,4 @@
-"""What `mechscope train` reconstructs besides its input, and where the rows for that come from."""
+"""What a dictionary reconstructs besides its input, where the rows for that come from, and where it stands then."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from app import sources
 from sae.config import TargetConfig
 
 if TYPE_CHECKING:
+    from app.sources import Subject
     from interp.data import DataSpec
     from interp.models import ModelHandle, ModelSpec
     from interp.sites import Site
+    from interp.types import Recipe
+    from sae.placement import Placement
     from sae.training import Batches
 
 Check = Callable[[int, TargetConfig], object]
+
+PLACES = ("target_site", "sites", "with_model")
+"""Entries of a dictionary's configuration that say what it reads and writes beside `site`."""
 
 
 @dataclass(frozen=True)
@@ -233,3 +239,73 @@ def _name(places: list[Site], asked: TargetArgs) -> str:
         return f"{places[0]}-to-{places[1]}"
     both = "" if asked.with_model is None else f"-with-{sources.slug(asked.with_model)}"
     return "-".join(map(str, places)) + both + ("-e2e" if asked.e2e else "")
+
+
+def kind(subject: Subject) -> str:
+    """Return what a trained dictionary reconstructs: "input", "transcoder", "crosscoder" or "end_to_end"."""
+    return str((subject.run.config["sae"].get("target") or {}).get("kind", "input"))
+
+
+def where(subject: Subject) -> dict[str, Any]:
+    """Return what a run made from a dictionary says of its place beside `site`; {} if the dictionary is plain."""
+    return {name: subject.run.config[name] for name in PLACES if name in subject.run.config}
+
+
+def check_own_input(subject: Subject, what: str) -> None:
+    """Refuse a dictionary that does not write at the one site of one model that it reads.
+
+    Raises:
+        ValueError: with what it is, `what` cannot be done, and the remedy.
+    """
+    name = kind(subject)
+    if name not in ("transcoder", "crosscoder"):
+        return
+    config = subject.run.config
+    does = (
+        f"reads {config['site']} and writes {config.get('target_site')}"
+        if name == "transcoder"
+        else f"reads {', '.join(config.get('sites', ()))} at once{' of two models' if 'with_model' in config else ''}"
+    )
+    raise ValueError(
+        f"{subject.run.ref} is a {name}: it {does}. {what} a dictionary that reconstructs the one site that it reads; "
+        "`mechscope train` without --target-site, --sites and --with-model makes one."
+    )
+
+
+def check_recipe(subject: Subject, recipe: Recipe) -> None:
+    """Refuse to compress one of the two models that a crosscoder reads.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if recipe and "with_model" in subject.run.config:
+        raise ValueError(
+            f"{subject.run.ref} reads two models, and --recipe would compress one of them; leave it out, or train a "
+            "crosscoder on the compressed one: `mechscope compress --save FOLDER`, then `mechscope train --with-model "
+            "FOLDER`."
+        )
+
+
+def placement(subject: Subject, handle: ModelHandle, device: str | None) -> Placement:
+    """Return where a dictionary stands in its model `handle`; a second model is loaded here.
+
+    Raises:
+        ValueError: the second model's weights have changed since, or a site is not there.
+    """
+    from interp.compression import read_spec
+    from interp.sites import Site
+    from sae.placement import Placement
+
+    config = subject.run.config
+    if "sites" not in config:
+        return Placement.of(handle, subject.site, config.get("target_site"))
+    models = [handle]
+    if "with_model" in config:
+        other = config["with_model"]
+        models.append(sources.open_model(read_spec(other["model"], f"the second model of {subject.run.ref}"), device))
+        models[1].check_weights(other["weights"], subject.run.ref)
+    sites = tuple(Site.parse(name) for name in config["sites"])
+    for model in models:
+        for site in sites:
+            model.check_site(site)
+    return Placement(tuple(models), sites, sites)

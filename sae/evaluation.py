@@ -5,9 +5,9 @@ intervention touches the kept positions only; BOS, padding, outliers and non-fin
 leave FVU, L0 and density, and their share is part of the result.
 
 x is the activation that the dictionary reconstructs, wherever that is (`sae.placement`): a transcoder is measured and
-replaced at the site that it writes. Of a crosscoder each site is measured and replaced by itself (`Part`), and all sites
-of a model together; FVU and bias in all are means over the blocks, since the one with the largest activations would
-make up a pooled one.
+replaced at the site that it writes. Of a crosscoder each site is measured and replaced by itself (`Part`), and all
+sites of a model together; FVU and bias in all are means over the blocks, since the block with the largest activations
+would make up nearly all of a pooled one.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from interp.checkpoint import read_checkpoint, write_checkpoint
 from interp.runs import Run
-from sae.backends import current
 from sae.training import Training
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -64,8 +63,7 @@ class Checkpoint:
         if not self.path.exists():
             return False
         tensors, meta = read_checkpoint(self.path)
-        if choices := current():
-            choices.taken.update(meta.get("kernels", {}))
+        training.kernels.taken.update(meta.get("kernels", {}))
         training.restore(tensors, meta)
         self.run.truncate_metrics(training.step)
         return True
@@ -85,9 +83,8 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
     def _save(self, training: Training) -> None:
-        choices = current()
-        kernels = choices.taken if choices else {}
-        write_checkpoint(self.path, training.tensors(), {"step": training.step, "kernels": kernels})
+        meta = {"step": training.step, "kernels": training.kernels.taken}
+        write_checkpoint(self.path, training.tensors(), meta)
         self._saved = time.time()
 
 

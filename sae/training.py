@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from interp.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sae.auxk import auxk_loss
+from sae.backends import Choices, current, using
 from sae.batches import Batch, Batches, check_source, read_batch
 from sae.config import TrainConfig, default_dead_after, default_lr
 from sae.initialise import initialise
@@ -56,6 +57,7 @@ class Training:
         self.dead_after = config.dead_after if config.dead_after is not None else default_dead_after(config.tokens)
         trained = [parameter for parameter in sae.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=self.peak_lr, fused=True)
+        self.kernels = current() or Choices()
         self.silent = torch.zeros(sae.d_sae, dtype=torch.long, device=sae.W_dec.device)
 
     @property
@@ -91,8 +93,11 @@ class Training:
 
     def advance(self, raw: Float[Tensor, "batch d_in"] | Batch) -> dict[str, Tensor | float]:
         """Take one optimiser step on raw activations and return its metrics (`mse` and `fvu` before the step)."""
+        with using(self.kernels):
+            return self._advance(raw if isinstance(raw, Batch) else Batch(raw))
+
+    def _advance(self, batch: Batch) -> dict[str, Tensor | float]:
         sae, lr = self.sae, self.lr
-        batch = raw if isinstance(raw, Batch) else Batch(raw)
         x, scale = sae.normaliser.into(batch.x.to(sae.W_dec.device, sae.W_dec.dtype))
         dead = self.silent >= self.dead_after
         generator = torch.Generator(x.device).manual_seed(self.config.seed * 1_000_003 + self.step)

@@ -60,7 +60,7 @@ def write_comparison(
     harm = STRENGTH[bits] if strength is None else strength
     model = {"name": "tiny", "revision": None, "dtype": "float32", "recipe": []}
     step = (
-        {"step": null, "std": 0.0123, "seed": 0}
+        {"step": null, "sparsity" if null == "random_prune" else "std": 0.0123, "seed": 0}
         if null
         else {
             "step": hostile or "rtn",
@@ -142,6 +142,14 @@ def _cka(run: Run, harm: float) -> dict[str, Any]:
     sites = _sites()
     cka = 1 - 0.3 * harm * (np.array(sites["layer"]) + 1) / LAYERS
     run.save_table("cka.layers.parquet", pa.table(sites | {"cka": cka, "rows": np.full(len(cka), 4096)}))
+    layers = np.arange(LAYERS)
+    down, across = (grid.ravel() for grid in np.meshgrid(layers, layers, indexing="ij"))
+    cross = {
+        "site_a": [f"resid_post.{i}" for i in down],
+        "site_b": [f"resid_post.{i}" for i in across],
+        "cka": 1 - 0.1 * abs(down - across) - 0.2 * harm,
+    }
+    run.save_table("cka.cross.parquet", pa.table(cross))
     return {"rows": 4096}
 
 

@@ -52,7 +52,7 @@ def test_options_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         name = line.split()[0]
         assert main([name, "--help"]) == 0
         known = capsys.readouterr().out
-        for option in re.findall(r"--[a-z][a-z.-]*", line.partition("#")[0]):
+        for option in re.findall(r"--[a-z][a-z0-9.-]*", line.partition("#")[0]):
             assert re.search(rf"{re.escape(option)}[ ,]", known), f"`mechscope {name}` has no {option}"
 
 

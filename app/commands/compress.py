@@ -23,7 +23,8 @@ SHOWN = 60
 """Modules that the table lists at most; the run has all of them."""
 SHARD = "2GB"
 """Size of a file of weights that `--save` writes, at most."""
-PART = ".part"
+PART = ".mechscope-part"
+"""End of the name of the hidden folder that becomes the saved one; one that is left over is removed."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _distance(after: Any, before: Any) -> float:
 
 
 def totals(handle: ModelHandle, found: pa.Table) -> dict[str, Any]:
-    """Return the headline numbers: bits of the matrices and of the whole model, coverage, mean error."""
+    """Return the headline numbers: bits of the matrices and of the whole model, coverage, mean error by size."""
     from interp.compression import describe_recipe
 
     storage = handle.storage
@@ -179,7 +180,7 @@ def save(handle: ModelHandle, folder: Path) -> Path:
     from interp.compression import recipe_json
     from interp.models.loading import no_progress_bars
 
-    part = folder.with_name(folder.name + PART)
+    part = folder.with_name(f".{folder.name}{PART}")
     if part.exists():  # of a process that was killed while it wrote
         shutil.rmtree(part)
     part.mkdir(parents=True)

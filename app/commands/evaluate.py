@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from app import console, sources
+from app import console, sources, targets
 from app.command import Common
 
 
 @dataclass(frozen=True)
 class Args(Common):
-    """Measure a dictionary inside its model on held-out text: FVU, L0, density, loss recovered, KL."""
+    """Measure a dictionary inside its model on held-out text: FVU, L0, density, loss recovered, KL.
+
+    A transcoder is measured at the site that it writes; a crosscoder at each of its sites and at all together.
+    """
 
     sae: str | None = None
     """Run of `mechscope train`; None takes the newest."""
@@ -55,7 +58,11 @@ def run(args: Args) -> dict[str, Any]:
     check_outlier_norm(args.outlier_norm)
     recipe = sources.recipe(args.recipe)
     subject = sources.subject(args.sae, args.runs)
+    targets.check_recipe(subject, recipe)
+    if args.encoder != "own":
+        targets.check_own_input(subject, "--encoder looks for codes of")
     handle = sources.open_subject_model(subject, args.device, recipe)
+    spot = targets.placement(subject, handle, args.device)
     data = sources.other_text(subject.data, args.text, args.split, args.field, args.tokens)
     if args.text is None:
         _, blocks = sources.subject_blocks(subject, handle)
@@ -72,7 +79,7 @@ def run(args: Args) -> dict[str, Any]:
         "tokens": blocks.digest(),
         "outlier_norm": outlier_norm,
         "drop_bos": drop_bos,
-    }
+    } | targets.where(subject)
     if args.encoder != "own":
         config |= {"encoder": args.encoder, "encoder_k": args.encoder_k}
     started = time.time()
@@ -87,13 +94,19 @@ def run(args: Args) -> dict[str, Any]:
                 sae = Reencoded(sae, args.encoder.replace("-", "_"), k=args.encoder_k)
             with console.progress(len(blocks), "blocks", "evaluate") as bar:
                 options = {"drop_bos": drop_bos, "outlier_norm": outlier_norm}
-                measured, density = evaluate(handle, subject.site, sae, blocks, on_progress=bar.to, **options)
+                measured, density = evaluate(handle, spot, sae, blocks, on_progress=bar.to, **options)
             summary = measured.to_dict() | {"seconds": round(time.time() - started, 1)}
             record.save_json("metrics.json", summary)
+            if measured.parts:
+                record.save_table("sites.parquet", pa.Table.from_pylist([asdict(part) for part in measured.parts]))
             latents = pa.array(range(sae.d_sae), pa.int32())
             record.save_table("density.parquet", pa.table({"latent": latents, "density": density.numpy()}))
             record.finish(summary)
     console.table(("metric", "value"), list(record.summary.items()))
+    if subject.run.config.get("sites"):
+        console.emit()
+        rows = record.table("sites.parquet").to_pylist()
+        console.table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     if record.summary["unpredicted"]:
         console.note(f"{record.summary['unpredicted']:,} next tokens had a loss that is not finite, and are left out")
     return {"run": str(record.path), "site": str(subject.site), **record.summary}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from app import console, sources
+from app import console, sources, targets
 from app.command import Common
 from sae.features.config import FeaturesConfig
 
@@ -59,11 +59,13 @@ def run(args: Args) -> dict[str, Any]:
         raise ValueError(f"tokens must be 1 or more, got {args.tokens}.")
     recipe = sources.recipe(args.recipe)
     subject = sources.subject(args.sae, args.runs)
+    targets.check_recipe(subject, recipe)
     data = _data(args, subject.data)
     wanted = args.features
     if wanted.outlier_norm is None:
         wanted = replace(wanted, outlier_norm=subject.outlier_norm)
     handle = sources.open_subject_model(subject, args.device, recipe)
+    spot = targets.placement(subject, handle, args.device)
     same = data == subject.data
     blocks, _ = sources.subject_blocks(subject, handle) if same else sources.split_blocks(handle, data)
     blocks = blocks.first(args.tokens)
@@ -74,7 +76,7 @@ def run(args: Args) -> dict[str, Any]:
         "sae_run": subject.run.ref,
         "tokens": blocks.digest(),
         "features": to_json(wanted),
-    }
+    } | targets.where(subject)
     options: dict[str, Any] = {
         "slug": f"{subject.run.slug}.{sources.recipe_slug(recipe)}" if recipe else subject.run.slug,
         "parents": [subject.run.ref],
@@ -88,9 +90,7 @@ def run(args: Args) -> dict[str, Any]:
         else:
             sae = load_sae(subject.run, handle.device)
             with _progress(record) as progress:
-                found = describe_features(
-                    handle, subject.site, sae, blocks, record, config=wanted, on_progress=progress
-                )
+                found = describe_features(handle, spot, sae, blocks, record, config=wanted, on_progress=progress)
             record.finish(found | {"seconds": round(time.time() - started, 1)})
             console.table(("figure", "value"), list(record.summary.items()))
     return {"run": str(record.path), "site": str(subject.site), **record.summary}

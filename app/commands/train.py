@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,12 +85,12 @@ class Job:
 
 def run(args: Args) -> dict[str, Any]:
     """Train, or find what was trained; return the run and its headline numbers, and the runs of `--also`."""
-    from sae.backends import Choices, using
+    from sae.backends import Choices
     from sae.listeners import check_wandb
     from sae.rules import check_rule
 
     check_rule(args.rule, args.rule_args)  # before anything that takes time
-    choices = Choices()
+    Choices()  # refuses what $MECHSCOPE_KERNELS names wrongly
     check_wandb(args.wandb)
     asked = [args, *_others(args)]
     source = _source(args, asked)
@@ -99,8 +99,7 @@ def run(args: Args) -> dict[str, Any]:
         todo = [job for job in jobs if not job.record.finished]
         if todo:
             batches = source.batches(args.train.batch, args.train.seed)
-            with using(choices):
-                _train(todo, batches, lambda: {"kernels": choices.names})
+            _train(todo, batches)
     figures = ("fvu", "l0", "dead_share", "steps", "tokens", "lr", "seconds")
     for job in jobs:
         title = "training" if len(jobs) == 1 else job.record.id
@@ -190,11 +189,8 @@ def _refuse_beside_store(args: Args) -> None:
             raise ValueError(f"--store brings its own model and text; leave {option} (and what goes with it) out.")
 
 
-def _train(jobs: list[Job], batches: Batches, more: Callable[[], dict[str, Any]]) -> None:
-    """Train each dictionary from the start or from its run's checkpoint, save it and finish its run.
-
-    `more` gives what goes into the summaries besides.
-    """
+def _train(jobs: list[Job], batches: Batches) -> None:
+    """Train each dictionary from the start or from its run's checkpoint, save it and finish its run."""
     from sae.listeners import Checkpoint, RunLog, Wandb
     from sae.training import Training, begin, train_together
 
@@ -226,9 +222,10 @@ def _train(jobs: list[Job], batches: Batches, more: Callable[[], dict[str, Any]]
         last = job.record.metrics()[-20:]
         means = {name: sum(row[name] for row in last) / len(last) for name in ("fvu", "l0", "dead_share")}
         size = {"steps": training.step, "tokens": training.tokens, "lr": training.peak_lr, "excluded": excluded}
+        size["kernels"] = training.kernels.names
         job.sae.save(job.record)
         checkpoint.discard()  # not before the weights are safe
-        job.record.finish({**means, **size, **more(), "seconds": round(time.time() - started, 1)})
+        job.record.finish({**means, **size, "seconds": round(time.time() - started, 1)})
 
 
 def _device() -> str:

@@ -6,6 +6,7 @@ against is the one the dictionary was trained on. Cells that differ in the recip
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +18,15 @@ from app.commands import compare, train
 from app.sweeps import training
 from app.sweeps.mirror import Mirror
 from app.sweeps.options import Option, nested, options
+from interp.compression import read_spec, recipe_json
 from interp.config import from_json
-from interp.runs import open_run
+from interp.runs import Run, open_run
 
-SKIPPED = ("runs", "json", "wandb", "compare.runs", "compare.json", "compare.a", "compare.sae", "compare.device")
-"""Options that the sweep itself sets."""
+SKIPPED = (
+    "runs", "json", "wandb", *(f"compare.{name}" for name in ("runs", "json", "a", "sae", "device")),
+    *(f"compare.{name}" for name in ("revision", "model_dtype", "recipe_a")),
+)  # fmt: skip
+"""Options that the sweep itself sets: model a is the one that the dictionary was trained on."""
 PASSES = 12
 """Multiplications for a token and a parameter: two models, their lenses at every layer, two splices, two ablations."""
 SEARCH = 3
@@ -49,9 +54,7 @@ def run_cell(values: Mapping[str, Any], runs: Path | None, mirror: Mirror) -> di
     trained = training.patiently(lambda: train.run(replace(cell.train, runs=runs)))
     dictionary = open_run(f"sae/{Path(trained['run']).name}", runs)
     mirror.trained(dictionary)
-    asked = replace(
-        cell.compare, a=dictionary.config["model"]["name"], sae=dictionary.ref, runs=runs, device=cell.train.device
-    )
+    asked = replace(subject_of(cell.compare, dictionary), runs=runs, device=cell.train.device)
     compared = training.patiently(lambda: compare.run(asked))
     metrics = training.numbers(compared)
     for kind, path in compared.get("nulls", {}).items():
@@ -62,6 +65,15 @@ def run_cell(values: Mapping[str, Any], runs: Path | None, mirror: Mirror) -> di
         "runs": {"sae": dictionary.ref, "compare": f"compare/{Path(compared['run']).name}"},
         "metrics": metrics,
     }
+
+
+def subject_of(asked: compare.Args, dictionary: Run) -> compare.Args:
+    """Return the comparison `asked` of the very model that `dictionary` was trained on: revision, format, recipe."""
+    spec = read_spec(dictionary.config["model"], f"the model of {dictionary.ref}")
+    recipe = json.dumps(recipe_json(spec.recipe)) if spec.recipe else None
+    return replace(
+        asked, a=spec.name, revision=spec.revision, model_dtype=spec.dtype, recipe_a=recipe, sae=dictionary.ref
+    )
 
 
 def estimate(cells: Sequence[Mapping[str, Any]], runs: Path | None, threads: int) -> list[dict[str, float]]:

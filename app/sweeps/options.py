@@ -155,9 +155,22 @@ def _readings(value: Any) -> list[Any]:
                 return [*_readings(kind(text))[:-1], value]
             except ValueError:
                 continue
-        return [value]
+        return [*_list(text), value]
     whole = [int(value)] if isinstance(value, float) and value.is_integer() else []
     return [value, *whole, str(value)] if isinstance(value, int | float) and not isinstance(value, bool) else [value]
+
+
+def _list(text: str) -> list[list[Any]]:
+    """Return [the list that `text` shows, in JSON or as Python writes it], or nothing where it shows none."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return []
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError):
+            continue
+        return [found] if isinstance(found, list) else []
+    return []
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import streamlit as st
 from app.widgets import frame, headline, state, survival
 from app.widgets.comparisons import Comparison, comparisons, labels, nulls_of, same_start
 from app.widgets.head_maps import head_maps
-from app.widgets.layer_lines import depth, layers
+from app.widgets.layer_lines import cross_layers, depth, layers
+from app.widgets.predictions import predictions
 from app.widgets.text import count, number, safe, share
 from interp.runs import Run, RunError, damaged_runs, open_run, runs_root
 
-PARTS = ["Layers", "Features", "Heads", "Depth"]
+PARTS = ["Layers", "Features", "Heads", "Depth", "Predictions"]
 BESIDE = 7  # comparisons beside the chosen one
 DEFAULTS = {"part": PARTS[0], "sites": "resid_post", "log": False, "score": "induction"} | survival.DEFAULTS
 
@@ -33,7 +34,7 @@ def show() -> None:
         overview(comparison, nulls, beside, names)
         for text in state.stray(["part"], lambda _, value: value in PARTS):
             frame.note(text)
-        # Only the open part is drawn: a browser takes seconds for the figures of all four.
+        # Only the open part is drawn: a browser takes seconds for the figures of all of them.
         for tab, part in zip(st.tabs(PARTS, key="part", bind="query-params", on_change="rerun"), PARTS, strict=True):
             if tab.open:
                 with tab, frame.section():
@@ -55,6 +56,8 @@ def draw(
     if part == "Layers":
         frame.note("What differs in each layer. Grey: the nulls, noise that changes the predictions as much.")
         layers(shown, names)
+        with frame.section():
+            cross_layers(comparison)
     elif part == "Features":
         frame.note(f"What became of the features{_of_dictionary(comparison)}.")
         survival.survival(comparison, [*beside, *nulls], names)
@@ -63,8 +66,10 @@ def draw(
     elif part == "Heads":
         frame.note("Scores of the attention heads on repeated random tokens, 0 to 1.")
         head_maps(comparison)
-    else:
+    elif part == "Depth":
         depth(comparison, beside)
+    else:
+        predictions(comparison, shown, names)
 
 
 def empty(root: Path) -> None:

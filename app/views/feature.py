@@ -149,18 +149,27 @@ def histogram(features: FeatureSet, row: dict[str, Any], fired: live.Fired | Non
 def moments(row: dict[str, Any]) -> None:
     """Write the table of moments, each with its definition."""
     lines = "".join(
-        f'<tr><td>{name}</td><td class="n">{write(row[key])}</td><td class="d">{safe(meaning)}</td></tr>'
-        for key, (name, meaning, write) in MOMENTS.items()
+        f'<tr><td>{safe(name)}</td><td class="n">{write(row[key])}</td><td class="d">{safe(meaning)}</td></tr>'
+        for key, (name, meaning, write) in known(row).items()
         if key in row
     )
     st.html(f'<table class="ms-table">{lines}</table>')
+
+
+def known(row: dict[str, Any]) -> dict[str, Any]:
+    """Return `MOMENTS` and, of a crosscoder, the lengths of the decoder row in its blocks."""
+    blocks = [key for key in row if key.startswith("decoder_norm.")]
+    found = MOMENTS | {key: (key.partition(".")[2], "length of its decoder row there", number) for key in blocks}
+    if "relative_norm" in row:
+        found["relative_norm"] = ("share in a", "of the decoder row's length, 1 is all the first model's", number)
+    return found
 
 
 def logits(features: FeatureSet, latent: int) -> None:
     """Write the tokens whose logits the latent raises and lowers most, side by side."""
     rows = features.related("logits.parquet", latent)
     if not rows:
-        frame.note(f"{features.site or 'This site'} has no direct path to the logits.")
+        frame.note(f"{features.written or 'This site'} has no direct path to the logits.")
         return
     scale = max((abs(row["value"]) for row in rows), default=1.0) or 1.0
     parts = []
@@ -194,6 +203,12 @@ def neighbours(features: FeatureSet, latent: int) -> None:
                 links(features, near, 1.0, kind)
 
 
+def _where(features: FeatureSet) -> str:
+    """Return in words where an atom goes."""
+    sites = features.run.config.get("sites")
+    return f": {', '.join(map(str, sites))}, side by side" if sites else f" at {features.written}"
+
+
 def python(features: FeatureSet, latent: int) -> list[str]:
     """Return the lines that open this latent in Python."""
     lines = [
@@ -208,7 +223,7 @@ def python(features: FeatureSet, latent: int) -> list[str]:
             "from sae.model import load_sae",
             "",
             f"sae = load_sae(open_run({features.sae_ref!r}, root={str(features.run.root)!r}))",
-            f"direction = sae.W_dec[{latent}]  # what it writes at {features.site}",
+            f"direction = sae.W_dec[{latent}]  # what it writes{_where(features)}",
         ]
     return lines
 

@@ -12,7 +12,7 @@ import streamlit as st
 
 from app.widgets import frame, state
 from app.widgets.comparisons import recipe_label
-from app.widgets.text import count, number, safe, share
+from app.widgets.text import count, number, place_of, safe, share
 from interp.figures import training_curves
 from interp.runs import Run, RunError, damaged_runs, find_runs, runs_root
 
@@ -119,7 +119,7 @@ def card(run: Run, runs: Sequence[Run]) -> None:
 def _about(run: Run) -> str:
     sae, model = run.config.get("sae") or {}, run.info.get("model") or run.config.get("model") or {}
     name = model.get("name", "unknown model") if isinstance(model, dict) else str(model)
-    parts = [Path(str(name)).name, str(run.config.get("site", "unknown site"))]
+    parts = [Path(str(name)).name, place_of(run.config)]
     if sae:
         arguments = ", ".join(f"{k} {v}" for k, v in (sae.get("rule_args") or {}).items())
         parts.append(f"{sae.get('rule', '?')}{f' ({arguments})' if arguments else ''}")

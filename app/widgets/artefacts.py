@@ -105,6 +105,12 @@ class FeatureSet:
         return str(self.run.config.get("site") or (self.sae.config.get("site", "") if self.sae else ""))
 
     @property
+    def written(self) -> str:
+        """Site whose direct logits are shown: the one written, of a crosscoder the last of the (first) model."""
+        config = self.run.config
+        return str(config.get("target_site") or [self.site, *config.get("sites", ())][-1])
+
+    @property
     def evaluation(self) -> Run | None:
         """The newest evaluation of the dictionary, or None."""
         found = find_runs(self.run.root, kind="evaluation", finished=True)

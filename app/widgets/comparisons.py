@@ -87,10 +87,8 @@ class Comparison:
         recipe = recipe_label(b.get("recipe")) if same and not a.get("recipe") else ""
         if not recipe and same and a.get("recipe") == b.get("recipe"):
             recipe = "itself" if a == b else f"in {b.get('dtype')}"
-        if self.null_of:  # its strength is whatever gives the KL, which says nothing to a reader
-            null = self.run.config.get("null")
-            kind = null.get("kind") if isinstance(null, Mapping) else null
-            recipe = _name(kind or next(iter(reversed(_steps(b.get("recipe")))), "null"))
+        if self.null_of:
+            recipe = _null_label(self.run.config.get("null"), b.get("recipe"))
         return visible(recipe or self.b, spaces=False, limit=_LABEL)
 
     @cached_property
@@ -215,15 +213,16 @@ def nulls_of(chosen: Comparison, among: Iterable[Comparison]) -> list[Comparison
 
 def same_start(chosen: Comparison, among: Iterable[Comparison]) -> list[Comparison]:
     """Return the other comparisons with the same first model, null runs left out, the smallest KL first."""
-    model = json.dumps(chosen.run.config.get("a"), sort_keys=True, default=str)
-    found = [
-        one
-        for one in among
-        if one.ref != chosen.ref
-        and not one.null_of
-        and json.dumps(one.run.config.get("a"), sort_keys=True, default=str) == model
-    ]
+    start = _start(chosen)
+    found = [one for one in among if one.ref != chosen.ref and not one.null_of and _start(one) == start]
     return sorted(found, key=_damage)
+
+
+def _start(one: Comparison) -> str:
+    """Return what identifies the first model: its specification, and the hash of its weights where the run has it."""
+    weights = one.run.config.get("weights")
+    held = weights.get("a") if isinstance(weights, Mapping) else None
+    return json.dumps([one.run.config.get("a"), held], sort_keys=True, default=str)
 
 
 def _damage(one: Comparison) -> float:
@@ -268,6 +267,15 @@ def _steps(recipe: Any) -> Sequence[Any]:
 def _name(step: Any) -> str:
     found = (step.get("step") or step.get("name")) if isinstance(step, Mapping) else step
     return str(found or "step").replace("_", " ")
+
+
+def _null_label(null: Any, recipe: Any) -> str:
+    """Return a null's kind and the strength that gave the wanted KL: "weight noise 0.13", "random prune 1.1%"."""
+    last = next(iter(reversed(_steps(recipe))), None)
+    name = _name((null.get("kind") if isinstance(null, Mapping) else null) or last or "null")
+    step = last if isinstance(last, Mapping) else {}
+    std, sparsity = (value if isinstance(value := step.get(key), int | float) else None for key in ("std", "sparsity"))
+    return f"{name} {std:.2g}" if std is not None else f"{name} {100 * sparsity:.2g}%" if sparsity is not None else name
 
 
 def _step(step: Any) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from app.widgets.artefacts import FeatureSet, Unreadable, open_features, readable
 from app.widgets.loaded import model_key
-from app.widgets.text import visible
+from app.widgets.text import place_of, visible
 from interp.runs import Run, find_runs
 from interp.sites import KINDS, Site
 
@@ -36,8 +36,8 @@ class Known:
 
     @property
     def site(self) -> str:
-        """Where it reads, such as "resid_post.2"."""
-        return visible(str(self.run.config.get("site", "unknown site")))
+        """Where it reads and writes, such as "resid_post.2"."""
+        return place_of(self.run.config)
 
     def densities(self, latents: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the density of each of `latents`, NaN where it is not known."""

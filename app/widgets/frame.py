@@ -11,7 +11,7 @@ import streamlit as st
 
 from app.widgets import feature_card, sheet, state, token_strip
 from app.widgets.artefacts import FeatureSet, Unreadable, open_features
-from app.widgets.text import count, safe
+from app.widgets.text import count, place_of, safe
 from app.workspace import WorkspaceError
 from interp.runs import Run, RunError, find_runs, runs_root
 
@@ -96,7 +96,7 @@ def where(run: Run) -> None:
     """Write what the chosen run is about: model, site, latents, tokens."""
     model, summary = run.info.get("model") or run.config.get("model"), run.summary
     name = model.get("name", "unknown") if isinstance(model, dict) else model or "unknown"
-    parts = [f"<b>{safe(Path(str(name)).name)}</b>", f"<b>{safe(run.config.get('site', 'unknown site'))}</b>"]
+    parts = [f"<b>{safe(Path(str(name)).name)}</b>", f"<b>{safe(place_of(run.config))}</b>"]
     parts += [f"{count(summary[key])} {key}" for key in ("latents", "tokens") if isinstance(summary.get(key), int)]
     st.html(f'<span class="ms-where">{" · ".join(parts)}</span>', width="content")
 

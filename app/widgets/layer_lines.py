@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import streamlit as st
 
 from app.widgets import frame
+from app.widgets.artefacts import readable
 from app.widgets.comparisons import Comparison
 from app.widgets.headline import signed
 from app.widgets.text import number, safe
-from interp.figures import Series, layer_curves
-from interp.sites import KINDS
+from interp.figures import Series, heat_map, layer_curves
+from interp.sites import KINDS, Site
 
 CURVES = (
     ("drift", "relative_error", "relative drift", "size of b − a relative to a", False),
     ("drift", "cosine", "cosine", "of the activations in a and b, mean over tokens", False),
     ("drift", "sqnr_db", "SQNR", "signal to noise, dB: 20 less is ten times the drift", False),
+    ("drift", "first_relative_error", "drift at position 0", "of the first token of a block, left out elsewhere", False),
+    ("drift", "first_cosine", "cosine at position 0", "of that token's activations in a and b", False),
     ("cka", "cka", "CKA", "alike up to a rotation: 1; unbiased", False),
     ("lens", "kl_ab", "lens KL", "nats between what the layer predicts in a and in b", False),
     ("lens", "top1_agreement", "lens agreement", "tokens with the same top-1 at that layer", True),
@@ -27,7 +31,7 @@ DEPTHS = (
     ("kl_final", "KL to the end", "nats from the final prediction", False),
     ("entropy", "entropy", "nats of what the layer predicts", False),
 )
-LOGGED = ("relative_error", "kl_ab")
+LOGGED = ("relative_error", "first_relative_error", "kl_ab")
 
 
 def layers(shown: Sequence[Comparison], names: dict[str, str]) -> None:
@@ -51,7 +55,7 @@ def layers(shown: Sequence[Comparison], names: dict[str, str]) -> None:
     curves = []
     for panel, column, title, aside, percent in CURVES:
         series = [
-            Series(names[one.ref], table, column, bool(one.null_of))
+            Series(names[one.ref], _with(table, column), column, bool(one.null_of))
             for one, table in zip(shown, found[panel], strict=True)
         ]
         figure = layer_curves(series, kind=str(kind), log=log and column in LOGGED, span=span, percent=percent)
@@ -76,6 +80,32 @@ def draw(curves: Sequence[tuple[str, str, str, Any]], key: str) -> None:
 
 def _rows(one: Comparison, panel: str) -> Any:
     return one.table(panel, "layers", "site", "layer")
+
+
+def _with(table: Any, column: str) -> Any:
+    """Return `table`, None where it lacks `column`: runs of other versions hold other columns."""
+    return table if table is not None and column in table.column_names else None
+
+
+def cross_layers(comparison: Comparison) -> None:
+    """Draw the CKA of every layer of a with every layer of b."""
+    table = comparison.table("cka", "cross", "site_a", "site_b", "cka")
+    if table is None or not table.num_rows:
+        return
+    with readable():
+        rows = table.to_pylist()
+        down, across = (sorted({Site.parse(row[key]) for row in rows}) for key in ("site_a", "site_b"))
+        values = np.full((len(down), len(across)), np.nan)
+        for row in rows:
+            at = down.index(Site.parse(row["site_a"])), across.index(Site.parse(row["site_b"]))
+            values[at] = np.nan if row["cka"] is None else row["cka"]
+    frame.heading("CKA across layers", f"{down[0].kind}, layers of a down, layers of b across; 1: alike up to a rotation")
+    figure = heat_map(
+        values, [str(site.layer) for site in down], [str(site.layer) for site in across], limit=1.0,
+        titles=("layer of a", "layer of b", "CKA"),
+    )  # fmt: skip
+    with st.container(width=520):
+        st.plotly_chart(figure, theme=None, key="cka-cross", config=frame.CHART, alt="CKA of layers of a with layers of b")
 
 
 def _kinds(tables: Sequence[Any]) -> list[str]:

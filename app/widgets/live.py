@@ -8,7 +8,16 @@ from typing import Any
 
 import streamlit as st
 
-from app.widgets.loaded import TEXT_LENGTH, TOKENS, changed, cut_text, load_dictionary, load_model_of, one_sentence
+from app.widgets.loaded import (
+    TEXT_LENGTH,
+    TOKENS,
+    changed,
+    cut_text,
+    load_dictionary,
+    load_model_of,
+    one_sentence,
+    places,
+)
 from interp.runs import Run, open_run
 
 __all__ = ["TEXT_LENGTH", "TOKENS", "Fired", "read_text"]
@@ -52,16 +61,16 @@ def _read_text(root: str, ref: str, modified: int, text: str) -> Fired:  # noqa:
     import torch
 
     from interp.hooks import capture
-    from interp.sites import Site
 
     run = open_run(ref, Path(root))
+    sites, _ = places(run)
     model, sae = load_model_of(run), load_dictionary(run)
-    site = Site.parse(run.config["site"])
     tokens, start, cut = cut_text(model, text)
     with torch.inference_mode():
-        with capture(model, [site], stop=True) as cache:
+        with capture(model, sites, stop=True) as cache:
             model.forward(tokens)
-        x = cache[site][0, start:].reshape(tokens.shape[1] - start, -1).float().cpu()
+        # At head_out, q and the like heads lie on an axis of their own.
+        x = torch.cat([cache[site][0, start:].flatten(1).float().cpu() for site in sites], dim=1)
         dense = sae.encode(x).dense()
     ids = [int(i) for i in tokens[0, start:]]
     return Fired(model.token_strings(ids), ids, start, [_active(row) for row in dense], cut)

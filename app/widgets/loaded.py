@@ -16,6 +16,7 @@ import streamlit as st
 
 from app.widgets.artefacts import Unreadable
 from interp.runs import Run, RunError, open_run
+from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.models import ModelHandle
@@ -84,6 +85,22 @@ def _dictionary(root: str, ref: str, modified: int) -> Sae:  # noqa: ARG001  # a
     from sae.model import load_sae
 
     return load_sae(open_run(ref, Path(root))).eval()
+
+
+def places(run: Run) -> tuple[list[Site], list[Site]]:
+    """Return (sites that make up a row of the dictionary of `run`, sites that its reconstruction is of).
+
+    Raises:
+        ValueError: it reads two models, and only one is loaded here.
+    """
+    config = run.config
+    if "with_model" in config:
+        raise ValueError(
+            f"{run.ref} reads two models at once and the explorer loads one, so it reads no text here. In Python, "
+            "sae.splicing.reconstruct reads both."
+        )
+    reads = [Site.parse(str(site)) for site in config.get("sites", [config.get("site")])]
+    return reads, [Site.parse(config["target_site"])] if "target_site" in config else reads
 
 
 def changed(run: Run) -> int:

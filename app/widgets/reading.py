@@ -4,7 +4,8 @@ Surprise is the loss of a token given what precedes it, -log p(token), in nats. 
 
     ||x_t - x_hat_t||^2 / mean_s ||x_s - mean(x)||^2,
 
-so that its mean over the text is the FVU of that text. One forward pass serves all dictionaries.
+so that its mean over the text is the FVU of that text; x is what the dictionary reconstructs (for a transcoder the
+activation at the site that it writes, for a crosscoder those at all its sites). One forward pass serves all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from app.widgets.artefacts import Unreadable
-from app.widgets.loaded import TEXT_LENGTH, changed, cut_text, load_dictionary, load_model_of, one_sentence
+from app.widgets.loaded import TEXT_LENGTH, changed, cut_text, load_dictionary, load_model_of, one_sentence, places
 from interp.runs import Run, open_run
 
 if TYPE_CHECKING:
@@ -91,22 +92,26 @@ def _read(root: str, dictionaries: tuple[tuple[str, int], ...], text: str) -> Re
     model = load_model_of(runs[0], check=False)  # each dictionary is checked below
     tokens, start, cut = cut_text(model, text)
     failed: dict[str, str] = {}
-    sites: dict[str, Any] = {}
+    sites: dict[str, tuple[list[Any], list[Any]]] = {}
     for run in runs:
         try:
             model.check_weights(run.config.get("weights"), run.ref)
-            sites[run.ref] = model.check_site(str(run.config.get("site")))
+            reads, writes = places(run)
+            sites[run.ref] = ([model.check_site(s) for s in reads], [model.check_site(s) for s in writes])
         except ValueError as problem:
             failed[run.ref] = str(problem)
     with torch.inference_mode():
-        with capture(model, sorted(set(sites.values()))) as cache:
+        with capture(model, sorted({site for both in sites.values() for part in both for site in part})) as cache:
             logits = model.logits(tokens)[0].float().cpu()
         coded: dict[str, Coded] = {}
         for run in runs:
             if run.ref in sites:
-                x = cache[sites[run.ref]][0, start:]
+                x, y = (
+                    torch.cat([cache[site][0, start:].flatten(1).float().cpu() for site in part], dim=1)
+                    for part in sites[run.ref]
+                )
                 try:
-                    coded[run.ref] = _code(run, x.reshape(len(x), -1).float().cpu())
+                    coded[run.ref] = _code(run, x, y)
                 except Unreadable as problem:
                     failed[run.ref] = str(problem)
         ids = [int(i) for i in tokens[0, start:]]
@@ -119,17 +124,17 @@ def _read(root: str, dictionaries: tuple[tuple[str, int], ...], text: str) -> Re
     )  # fmt: skip
 
 
-def _code(run: Run, x: Tensor) -> Coded:
-    """Return the code of the rows of `x` under the dictionary of `run`."""
+def _code(run: Run, x: Tensor, y: Tensor) -> Coded:
+    """Return the code of the rows of `x` under the dictionary of `run`, which reconstructs `y` from it."""
     with one_sentence():
         estimate, code = load_dictionary(run)(x)
         dense = code.dense()
         token, latent = dense.nonzero(as_tuple=True)
         values = dense[token, latent]
         order = np.lexsort((-values.abs().numpy(), token.numpy()))
-        spread = float((x.double() - x.double().mean(0)).square().sum(-1).mean())
-        if estimate.shape == x.shape and spread > 0:
-            error = (x.double() - estimate.double()).square().sum(-1).numpy() / spread
+        spread = float((y.double() - y.double().mean(0)).square().sum(-1).mean())
+        if estimate.shape == y.shape and spread > 0:
+            error = (y.double() - estimate.double()).square().sum(-1).numpy() / spread
         else:
             error = np.full(len(x), np.nan)
         counts = np.bincount(token.numpy(), minlength=len(x))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 SPACE = "·"
 NEWLINE = "↵"
@@ -48,6 +49,13 @@ def token_html(text: str) -> str:
 def tokens_html(tokens: Sequence[str]) -> str:
     """Return several tokens as boxes side by side."""
     return " ".join(token_html(token) for token in tokens)
+
+
+def place_of(config: Mapping[str, Any]) -> str:
+    """Return where the dictionary of a configuration reads and writes, such as "resid_mid.2 → mlp_out.2"."""
+    reads = " + ".join(map(str, config.get("sites") or [config.get("site", "unknown site")]))
+    written = f" → {config['target_site']}" if config.get("target_site") else ""
+    return visible(reads + written + (" of two models" if config.get("with_model") else ""), spaces=False, limit=120)
 
 
 def number(value: float | None) -> str:

@@ -154,6 +154,8 @@ def check_same_vocabulary(a: ModelHandle, b: ModelHandle) -> None:
 def open_pair(a: Subject, b: Subject, device: str | torch.device | None = None) -> tuple[ModelHandle, ModelHandle]:
     """Return both models, loaded where they are not; equal specifications give one and the same model.
 
+    What is loaded goes to `device`; without one, b goes to where a is, so that both compute alike.
+
     Raises:
         ValueError: the models have different vocabularies.
     """
@@ -162,7 +164,7 @@ def open_pair(a: Subject, b: Subject, device: str | torch.device | None = None) 
     if spec_b == spec_a:
         second = first
     else:
-        second = spec_b if isinstance(spec_b, ModelHandle) else load_model(spec_b, device=device)
+        second = spec_b if isinstance(spec_b, ModelHandle) else load_model(spec_b, device=device or first.device)
     check_same_vocabulary(first, second)
     return first, second
 

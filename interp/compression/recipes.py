@@ -107,13 +107,17 @@ def _yaml(text: str, where: str) -> Any:
     if max(depth, default=0) > DEPTH:
         raise ValueError(f"{where} has more than {DEPTH} brackets inside one another; a recipe looks like {EXAMPLE}")
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError(f"{where} uses YAML aliases (*name), which recipes do not have; write the step out.")
-        return _Loader(text).get_single_data()
+        aliases = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
+        found = None if aliases else _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(f"{where} is no YAML: {' '.join(str(error).split())[:300]}") from error
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply; a recipe looks like {EXAMPLE}") from None
+    except ValueError as error:  # Python's own, of what YAML takes for a date or a number: 2001-99-99
+        raise ValueError(f"{where} holds a value that cannot be read: {error}. A recipe looks like {EXAMPLE}") from error
+    if aliases:
+        raise ValueError(f"{where} uses YAML aliases (*name), which recipes do not have; write the step out.")
+    return found
 
 
 def parse_recipe(data: Any, where: str = "the recipe") -> Recipe:

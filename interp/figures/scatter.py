@@ -22,6 +22,7 @@ METRICS: dict[str, str] = {
     "skew": "skew of the active",
     "decoder_norm": "norm of the decoder row",
     "encoder_norm": "norm of the encoder row",
+    "relative_norm": "share of the decoder row in the first of two models",
     "bias": "encoder bias",
 }
 """Column of latents.parquet -> axis title, in the order in which a menu offers them."""

@@ -1,4 +1,4 @@
-"""The one pass over the text: capture the site, encode, keep what the description needs.
+"""The one pass over the text: capture what the dictionary reads, encode, keep what the description needs.
 
 Only the sparse code leaves a batch: into the moments, and into the spool. The one dense thing is the pre-activations
 of a batch, which the encoder computes anyway: at most max(PIECE_FLOATS, context * d_sae) floats. BOS, padding, outlier
@@ -12,20 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.activations.outliers import near, norms, typical_norm
 from interp.activations.rows import blocks_per_forward
 from interp.data import Blocks
-from interp.hooks import capture
 from interp.metrics import finite_rows
 from interp.models import ModelHandle
-from interp.sites import Site
 from sae.features.near_miss import NearMisses, Watched, silence
 from sae.features.spool import Spool
 from sae.features.statistics import Moments
 from sae.model import PIECE_FLOATS, Sae
+from sae.placement import Found, Placement
 from sae.rules import Context
 
 PIECE_SLOTS = 1 << 20
@@ -91,8 +90,7 @@ class Collector:
 
 
 def collect(
-    handle: ModelHandle,
-    site: Site,
+    place: Placement,
     collector: Collector,
     blocks: Blocks,
     *,
@@ -100,28 +98,28 @@ def collect(
     batch_blocks: int | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Counts:
-    """Run the model over `blocks` up to `site` and give `collector` every activation.
+    """Run the model over `blocks` as far as the dictionary reads and give `collector` every row.
 
     Args:
-        handle: the model; its lock is held one forward at a time.
-        site: where to capture.
+        place: what is read; a model's lock is held one forward at a time.
         collector: takes the activations.
         blocks: the text.
-        outlier_norm: leave out what is longer than this multiple of the median norm.
+        outlier_norm: leave out what is longer than this multiple of the median norm, at any site.
         batch_blocks: blocks in one forward; None takes what fits. It changes no result but the last bits of sums.
         on_progress: hears the positions done.
     """
     usable = blocks.keep & ~blocks.bos()
-    typical = 0.0 if outlier_norm is None else _typical_norm(handle, site, blocks, usable)
-    step = batch_blocks or _blocks_in_batch(handle, blocks.context, collector.sae.d_sae)
+    typical = [] if outlier_norm is None else _typical_norms(place, blocks, usable)
+    step = batch_blocks or _blocks_in_batch(place.models[0], blocks.context, collector.sae.d_sae)
     counts = Counts()
     for first in range(0, len(blocks), step):
         part = slice(first, first + step)
-        x = activations(handle, site, blocks.tokens[part].long())
+        found = place.activations(blocks.tokens[part].long(), place.reads)
+        x = place.rows(found)
         finite = finite_rows(x)
         kept = usable[part].to(x.device) & finite
-        if outlier_norm is not None:
-            kept &= near(norms(x), outlier_norm, typical).to(kept.device)
+        for length, one in zip(typical, _everywhere(found), strict=False):
+            kept &= near(norms(one), outlier_norm, length).to(kept.device)
         counts.positions += int(blocks.keep[part].sum())
         counts.kept += int(kept.sum())
         counts.nonfinite += int((blocks.keep[part].to(x.device) & ~finite).sum())
@@ -136,22 +134,21 @@ def collect(
     return counts
 
 
-def activations(handle: ModelHandle, site: Site, tokens: Int[Tensor, "block pos"]) -> Float[Tensor, "block pos d_in"]:
-    """Return the activations at `site`, heads side by side."""
-    with capture(handle, [site], stop=True) as taken:
-        handle.forward(tokens.to(handle.device))
-    return taken[site].flatten(2)
+def _everywhere(found: Found) -> list[Float[Tensor, "block pos _"]]:
+    """Return the activations of every model and site."""
+    return [x for taken in found for x in taken.values()]
 
 
 def _blocks_in_batch(handle: ModelHandle, context: int, d_sae: int) -> int:
     return max(1, min(blocks_per_forward(handle, context), PIECE_FLOATS // (context * d_sae)))
 
 
-def _typical_norm(handle: ModelHandle, site: Site, blocks: Blocks, usable: Bool[Tensor, "block pos"]) -> float:
-    """Return the median norm of the usable positions of some evenly spread blocks."""
-    found = []
+def _typical_norms(place: Placement, blocks: Blocks, usable: Bool[Tensor, "block pos"]) -> list[float]:
+    """Return the median norm, at every site that is read, of the usable positions of some evenly spread blocks."""
+    lengths: list[list[Tensor]] = []
     for index in range(0, len(blocks), max(1, len(blocks) // TYPICAL_BLOCKS)):
         part = slice(index, index + 1)
-        x = activations(handle, site, blocks.tokens[part].long())
-        found.append(norms(x[usable[part].to(x.device) & finite_rows(x)]))
-    return typical_norm(torch.cat(found))
+        found = place.activations(blocks.tokens[part].long(), place.reads)
+        kept = usable[part].to(place.models[0].device) & finite_rows(place.rows(found))
+        lengths.append([norms(x[kept]) for x in _everywhere(found)])
+    return [typical_norm(torch.cat(parts)) for parts in zip(*lengths, strict=True)]

@@ -4,6 +4,9 @@ Cost: the model up to the site, the encoder, and less than half of the encoder a
 the spool. Memory, whatever the number of tokens: about 1 GiB beside the model and the dictionary (256 MiB of spooled
 codes, 256 MiB of pair counts, the encoder's buffer, and some dozen bytes for each slot of the chunk in hand), and for a
 latent that is active on every token about 60 bytes per token. Disk: 8 bytes per active slot while it runs.
+
+Direct logits of a transcoder are those of its atoms at the site that it writes, of a crosscoder those of the part of an
+atom at the last site of the (first) model; a crosscoder's cosines are over all blocks.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from interp.data import Blocks
 from interp.models import ModelHandle
@@ -24,9 +28,11 @@ from sae.features.config import FeaturesConfig
 from sae.features.examples import GROUPS, Examples, choose
 from sae.features.spool import Spool
 from sae.features.statistics import Moments, histogram, histogram_edges
-from sae.features.weights import direct_logits, nearest
+from sae.features.weights import RESIDUAL, direct_logits, nearest, unit
 from sae.features.writing import ROW_GROUP, examples_table, save, write_latents, write_logits, write_neighbours, writing
 from sae.model import Sae
+from sae.placement import Placement
+from sae.targets import block_norms, relative_norms
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, unit); the unit is "tokens" in the pass and "latents" after it."""
@@ -34,7 +40,7 @@ Progress = Callable[[int, int, str], None]
 
 def describe_features(
     handle: ModelHandle,
-    site: Site | str,
+    site: Site | str | Placement,
     sae: Sae,
     blocks: Blocks,
     run: Run,
@@ -46,8 +52,8 @@ def describe_features(
     """Write the description of every latent into `run` and return the summary that the run is to be finished with.
 
     Args:
-        handle: the model.
-        site: where the dictionary was trained.
+        handle: the model; of two, the first.
+        site: where the dictionary was trained; a `Placement` where it does not write what it reads, or reads several.
         sae: the dictionary.
         blocks: the text.
         run: a run of kind "features", open for writing; `sae.features.tables` says what comes to lie in it.
@@ -59,16 +65,14 @@ def describe_features(
         ValueError: the dictionary is in training mode or does not fit the site, or no position of the text can be kept.
     """
     config, hear = config or FeaturesConfig(), on_progress or _silent
-    place = handle.check_site(site)
+    place = Placement.of(handle, site)
     if sae.training:
         raise ValueError("Features are described in evaluation mode, where a token's code is its own; call sae.eval().")
-    if sae.d_in != handle.width(place):
-        raise ValueError(f"The dictionary reads d_in={sae.d_in} numbers, but {place} has {handle.width(place)}.")
+    place.check(sae)
     with Spool(sae.d_sae, run.path) as spool:
         collector = Collector(sae, spool, config.n_near_miss)
         total = blocks.tokens.numel()
         counts = collect(
-            handle,
             place,
             collector,
             blocks,
@@ -81,11 +85,33 @@ def describe_features(
         together = coactive(spool, counts.kept, config.neighbours)
     decoder, encoder = (nearest(rows.detach(), max(config.neighbours, 1)) for rows in (sae.W_dec, sae.W_enc))
     moments = collector.moments
-    write_latents(run, sae, moments.columns(), decoder, top, blocks.tokens.numpy(), words)
-    write_logits(run, direct_logits(handle, place, sae.W_dec.detach(), config.logits))
+    statistics = moments.columns() | weight_columns(place, sae)
+    write_latents(run, sae, statistics, decoder, top, blocks.tokens.numpy(), words)
+    last = len(place.writes) - 1
+    atoms = place.parts(sae.W_dec.detach())[last]
+    write_logits(run, direct_logits(place.models[0], place.writes[last], atoms, config.logits))
     write_neighbours(run, decoder, encoder, together, config.neighbours)
     save(run, tables.VOCAB, {"token_id": np.arange(len(words)), "text": words})
     return _summary(moments, counts, examples)
+
+
+def weight_columns(place: Placement, sae: Sae) -> dict[str, Tensor]:
+    """Return columns of latents.parquet that depend on the place.
+
+    `enc_dec_cosine` is NaN where encoder row and atom lie in different spaces. A crosscoder has `decoder_norm.SITE`,
+    the length of the atom in each block in normalised units; of two models `decoder_norm.a.SITE` and
+    `decoder_norm.b.SITE`, and `relative_norm`, the first model's share: 1 is all the first's, 0 all the second's.
+    """
+    encoder, atoms = sae.W_enc.detach(), sae.W_dec.detach()
+    comparable = place.reads == place.writes or RESIDUAL.issuperset(site.kind for site in place.sites)
+    cosine = (unit(encoder) * unit(atoms)).sum(1) if comparable else torch.full((sae.d_sae,), torch.nan)
+    columns = {"enc_dec_cosine": cosine}
+    if sae.config.target.blocks:
+        lengths = block_norms(sae)
+        columns |= {f"decoder_norm.{name}": lengths[:, i] for i, name in enumerate(place.names)}
+    if sae.config.target.models == 2:
+        columns["relative_norm"] = relative_norms(sae)
+    return columns
 
 
 def _summary(moments: Moments, counts: Counts, examples: int) -> dict[str, float]:

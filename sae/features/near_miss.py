@@ -51,7 +51,7 @@ class Watched(Sae):
         held = self.last
         if held is not None and len(held) == len(x) > 0:
             spots = torch.tensor([0, len(x) // 2, len(x) - 1], device=x.device)
-            expected = torch.addmm(self.b_enc, x[spots] - self.b_dec, self.W_enc.t())
+            expected = torch.addmm(self.b_enc, self.centred(x[spots]), self.W_enc.t())
             if torch.allclose(held[spots], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
                 return held
         return self.pre(x)

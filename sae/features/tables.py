@@ -76,7 +76,10 @@ SCHEMAS = {
     NEIGHBOURS: pa.schema([("latent", _i32), ("kind", _text), ("rank", _i16), ("other", _i32), ("value", _f32)]),
     VOCAB: pa.schema([("token_id", _i32), ("text", _text)]),
 }
-"""Columns of each table. What a latent that was never active lacks (mean, max, ...) is null."""
+"""Columns of each table. What a latent that was never active lacks (mean, max, ...) is null.
+
+A crosscoder's latents.parquet has more: `sae.features.description.weight_columns`.
+"""
 
 
 class Histogram(NamedTuple):

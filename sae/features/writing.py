@@ -19,7 +19,7 @@ from sae.features.examples import GROUPS, Examples, windows
 from sae.features.groups import ranks
 from sae.features.spool import Chunk
 from sae.features.statistics import entropy
-from sae.features.weights import Extremes, unit
+from sae.features.weights import Extremes
 from sae.model import Sae
 
 ROW_GROUP = 4096
@@ -55,20 +55,18 @@ def examples_table(
 def write_latents(
     run: Run,
     sae: Sae,
-    statistics: dict[str, NDArray],
+    statistics: dict[str, Any],
     decoder: tuple[Tensor, Tensor],
     top: Examples,
     tokens: NDArray[np.int32],
     words: list[str],
 ) -> None:
-    """Write latents.parquet: statistics, norms, nearest latent, and what the top examples say about the tokens."""
+    """Write latents.parquet: norms, nearest latent, what the top examples say about the tokens, and `statistics`."""
     ids = tokens.ravel()[top.tokens].astype(np.int64)
-    directions = unit(sae.W_enc.detach()) * unit(sae.W_dec.detach())
     alone = decoder[0].shape[1] == 0
     columns = {
         "latent": np.arange(sae.d_sae),
         **statistics,
-        "enc_dec_cosine": directions.sum(1),
         "decoder_norm": sae.W_dec.detach().norm(dim=1),
         "encoder_norm": sae.W_enc.detach().norm(dim=1),
         "bias": sae.b_enc.detach(),
@@ -133,8 +131,10 @@ def _save_lists(
 
 
 def _table(name: str, columns: dict[str, Any]) -> pa.Table:
-    """Return `columns` as the table `name`; NaN becomes null."""
+    """Return `columns` as the table `name`; NaN becomes null. Further columns come last, as float32."""
     schema = tables.SCHEMAS[name]
+    for more in (column for column in columns if column not in schema.names):
+        schema = schema.append(pa.field(more, pa.float32()))
     arrays = []
     for entry in schema:
         column = columns[entry.name]

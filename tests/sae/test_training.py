@@ -170,7 +170,7 @@ def test_checkpoint_says_its_step(tmp_path: Path) -> None:
     record = start_run("sae", {}, slug="t", root=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         train(begin(fresh(), Planted(), CONFIG), Planted(), [Checkpoint(record), StopAt(7)])
-    assert read_checkpoint(record.path / CHECKPOINT)[1] == {"step": 7}
+    assert read_checkpoint(record.path / CHECKPOINT)[1] == {"step": 7, "kernels": {}}
 
 
 def test_training_outside_the_main_thread_works() -> None:

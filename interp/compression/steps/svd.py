@@ -28,7 +28,7 @@ class Svd(MatrixStep):
     name: ClassVar[str] = "svd"
 
     rank: int | None = None
-    """How many are kept; matrices of no larger rank stay as they are."""
+    """How many are kept; matrices of no larger rank, or stored as factors of no larger one, stay as they are."""
     share: float | None = None
     """Which share of the full rank min(out, in) is kept, 0..1, at least one; instead of `rank`. Neither: all."""
 
@@ -66,7 +66,7 @@ class Svd(MatrixStep):
 def _truncate(weight: Weight, rank: int) -> Change:
     pieces = weight.pieces()
     out, inputs = weight.matrix.shape
-    if rank >= min(out, inputs):
+    if rank >= min(out, inputs, *(min(piece.matrix.shape) for piece in pieces)):  # of a step before, too
         parts = [piece.part for piece in pieces]
         return Change(weight.name, out * inputs, sum(p.kept for p in parts), sum(p.bits for p in parts), 0.0)
     matrix = pieces[0].matrix if len(pieces) == 1 else pieces[0].matrix @ pieces[1].matrix

@@ -11,6 +11,7 @@ import pytest
 
 from app.widgets.comparisons import model_label, recipe_label
 from app.widgets.headline import signed
+from app.widgets.text import number
 from interp.runs import start_run
 from tests.comparison_runs import Compared, fill, write_comparison
 from tests.explorer_runs import write_runs
@@ -62,7 +63,7 @@ def test_the_numbers_stand_with_their_meaning_and_the_nulls_below(compared: Comp
     assert "+0.120<small>+0.114 to +0.126</small>" in table
     for meaning in ("Storage of all of b", "95% interval", "likeliest", "correlate", "FVU", "induction score", "logit lens"):
         assert meaning in table
-    for null in ("weight noise", "random prune"):
+    for null in ("weight noise 0.012", "random prune 1.2%"):
         assert f"<td>{null}<small" in table
 
 
@@ -83,8 +84,8 @@ def test_a_model_against_itself_says_that_nothing_changed(compared: Compared, pa
 
 
 @pytest.mark.parametrize(
-    ("part", "wanted"), [("Layers", ["scatter"] * 6), ("Features", ["bar", "scatter"]), ("Heads", ["heatmap"] * 3),
-                         ("Depth", ["scatter"] * 3)]
+    ("part", "wanted"), [("Layers", ["scatter"] * 8 + ["heatmap"]), ("Features", ["bar", "scatter"]), ("Heads", ["heatmap"] * 3),
+                         ("Depth", ["scatter"] * 3), ("Predictions", [])]
 )  # fmt: skip
 def test_each_part_draws_its_figures_and_no_other(page, part, wanted) -> None:
     at = page(part=part)
@@ -99,7 +100,8 @@ def test_comparisons_beside_it_are_in_the_figures_and_in_the_table(compared: Com
     assert [table.index(name) for name in names] == sorted(table.index(name) for name in names)  # by KL
     curves = json.loads(at.get("plotly_chart")[0].proto.spec)["data"]
     assert [line["name"] for line in curves] == [
-        "rtn 4-bit group 64", "rtn 8-bit group 64", "rtn 3-bit group 64", "random prune", "weight noise",
+        "rtn 4-bit group 64", "rtn 8-bit group 64", "rtn 3-bit group 64", "random prune 1.2%",
+        "weight noise 0.012",
     ]  # fmt: skip
 
 
@@ -182,6 +184,42 @@ def test_heads_show_the_one_that_changed_most_and_the_address_chooses(compared: 
     assert "Layer 5, head 0: induction" in text_of(page(part="Heads", layer=5, head=0))
 
 
+def test_predictions_show_the_quantiles_of_the_kl_and_the_blocks_that_changed_most(
+    compared: Compared, page, text_of
+) -> None:
+    text = text_of(page(part="Predictions"))
+    quantiles = compared.four.table("behaviour.quantiles.parquet").to_pydict()
+    assert "<td>rtn 4-bit group 64</td>" in text
+    for q in (0.5, 0.95, 0.99):
+        assert f"<td class=n>{number(quantiles['kl'][quantiles['quantile'].index(q)])}</td>" in text
+    blocks = compared.four.table("behaviour.blocks.parquet").to_pylist()
+    worst = max(blocks, key=lambda row: row["kl"])
+    listed = text[text.index("Blocks that changed most") :]
+    assert listed.index(f"<td>{worst['block']}</td>") < listed.index("</tr>", listed.index("</tr>") + 1)
+    assert f"b predicts 0 of {len(blocks)} blocks better than a" in text
+
+
+def test_layers_show_position_0_and_the_cka_of_every_layer_with_every_layer(page, text_of) -> None:
+    at = page(part="Layers")
+    assert "drift at position 0" in text_of(at)
+    cross = json.loads(at.get("plotly_chart")[-1].proto.spec)["data"][0]
+    assert cross["type"] == "heatmap"
+    assert "CKA across layers" in text_of(at)
+
+
+def test_comparisons_of_other_weights_of_one_name_are_not_offered_beside_it(compared: Compared, tmp_path, open_page):
+    root = Path(shutil.copytree(compared.root, tmp_path / "runs"))
+    config = compared.four.config | {"weights": {"a": "another", "b": "copy"}}
+    run = start_run("compare", config, slug="retrained", root=root)
+    fill(run, np.random.default_rng(1), 0.1, dictionary=False)
+    run.finish({})
+    at = open_page(root, "compare", vs=compared.four.name)
+    assert run.id not in at.multiselect(key="beside-widget").options
+    assert not any(run.id in option for option in at.multiselect(key="beside-widget").options)
+    at = open_page(root, "compare", vs=run.name)
+    assert not [box for box in at.multiselect if box.key == "beside-widget"]
+
+
 def test_depth_says_by_how_much_it_shifts(page, text_of) -> None:
     assert "after 3.20 blocks in a and 3.38 in b (+0.180)" in text_of(page(part="Depth"))
 
@@ -214,6 +252,9 @@ def test_without_any_run_it_says_so_too(tmp_path: Path, open_page, text_of) -> N
         ("Features", "survival.examples.parquet", "kept no examples"),
         ("Features", "vocab.parquet", "has no file &#x27;vocab.parquet&#x27;"),
         ("Layers", "drift.layers.parquet", "lens KL"),
+        ("Layers", "cka.cross.parquet", "lens KL"),
+        ("Predictions", "behaviour.quantiles.parquet", "KL(a, b) over the tokens"),  # of the nulls
+        ("Predictions", "behaviour.blocks.parquet", "99%"),
         ("Heads", "heads.heads.parquet", "The panel heads did not run"),
         ("Depth", "lens.layers.parquet", "The panel lens did not run"),
         ("Layers", "summary.json", "has no file &#x27;summary.json&#x27;"),
@@ -263,7 +304,7 @@ def test_a_run_without_rows_is_no_traceback(compared: Compared, tmp_path: Path, 
         run.save_table(path.name, pq.read_table(path).slice(0, 0))
     run.save_json("summary.json", {name: {} for name in summary(compared.four)})
     run.finish({})
-    for part in ("Layers", "Features", "Heads", "Depth"):
+    for part in ("Layers", "Features", "Heads", "Depth", "Predictions"):
         at = open_page(root, "compare", vs=run.name, part=part)
         assert not at.exception
         assert "could not be drawn" not in text_of(at)

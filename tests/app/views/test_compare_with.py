@@ -14,7 +14,7 @@ def test_the_comparisons_of_the_dictionary_are_offered_nulls_last(compared: Comp
     options = selector(at).options
     assert options[0] == "Compare with…"
     assert sorted(options[1:4]) == [f"with rtn {bits}-bit group 64" for bits in (3, 4, 8)]
-    assert sorted(options[4:]) == ["with random prune (null)", "with weight noise (null)"]
+    assert sorted(options[4:]) == ["with random prune 1.2% (null)", "with weight noise 0.012 (null)"]
     assert "In the second model" not in text_of(at)
     assert "vs" not in at.query_params
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from interp.runs import start_run
+from interp.sites import Site
 from sae.features import FeaturesConfig, collection, describe_features, spool, tables
 from sae.features.examples import GROUPS, PER_BLOCK
+from sae.placement import Placement
 
 RULES = ("topk", "abs_topk", "threshold")
 SMALL = FeaturesConfig(n_top=5, n_quantiles=3, per_quantile=2, n_random=4, n_near_miss=3, window=2)
@@ -196,17 +198,17 @@ def test_rows_that_are_not_finite_or_too_long_are_left_out_and_counted(
     describe: Any, bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sae, blocks = bench.sae(), bench.blocks(padded=False)
-    true = collection.activations
+    true = Placement.activations
 
-    def damaged(*args: Any) -> torch.Tensor:
-        x = true(*args).clone()
-        here = args[2] == blocks.tokens[3, 5]
-        x[here] = torch.nan
-        x[args[2] == blocks.tokens[4, 5]] *= 1e4
-        return x
+    def damaged(place: Placement, tokens: torch.Tensor, sites: tuple[Site, ...]) -> Any:
+        found = true(place, tokens, sites)
+        x = found[0][sites[0]] = found[0][sites[0]].clone()
+        x[tokens == blocks.tokens[3, 5]] = torch.nan
+        x[tokens == blocks.tokens[4, 5]] *= 1e4
+        return found
 
     bad, long = (int((blocks.tokens == blocks.tokens[block, 5]).sum()) for block in (3, 4))
-    monkeypatch.setattr(collection, "activations", damaged)
+    monkeypatch.setattr(Placement, "activations", damaged)
     features = describe(sae, blocks, replace(SMALL, outlier_norm=50.0))
     usable = int((blocks.tokens != 0).sum())
     assert features.run.summary["nonfinite"] == bad > 0

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae.config import SaeConfig, TargetConfig
+from sae.initialise import initialise
 from sae.model import Sae
 from sae.rules import Context
 
@@ -151,3 +153,24 @@ def test_the_charge_rises_over_its_warmup(built: Callable, rows: Callable) -> No
 def test_arguments_out_of_range_are_refused(name: str, value: object, message: str, built: Callable) -> None:
     with pytest.raises(ValueError, match=message):
         built("variational", **{name: value})
+
+
+def test_a_transcoders_b_dec_is_no_centre_of_what_it_reads(rows: Callable) -> None:
+    """Widths are equal, so that a wrong centre would not be noticed by its shape."""
+    sae = Sae(
+        SaeConfig(16, 40, "variational", {"k": 4, "variance": "learned"}, "none", target=TargetConfig("transcoder"))
+    ).train()
+    initialise(sae, rows(200), 0, rows(200, seed=5))
+    x, gradients = rows(30, seed=6), []
+    for shift in (0.0, 3.0):
+        sae.b_dec.data.fill_(shift)
+        sae.zero_grad()
+        ctx = Context(generator=torch.Generator().manual_seed(1))
+        code = sae.encode_normalised(x, ctx)
+        code.values.square().sum().backward()
+        gradients.append([sae.W_enc.grad.clone(), sae.b_enc.grad, sae.b_dec.grad, sae.rule.W_var.grad.clone()])  # type: ignore[union-attr]
+    first, second = gradients
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[3], second[3])
+    assert float(first[0].norm()) > 0
+    assert first[2] is None, "b_dec is not part of the code"
