@@ -58,6 +58,7 @@ def uneven() -> Callable[..., Sae]:
 def preactivations() -> Callable[[Sae, Tensor], list[list[float]]]:
     """Return what gives the pre-activations of raw rows, one number at a time, in units of an atom of length 1."""
 
+    @torch.no_grad()
     def each(sae: Sae, x: Tensor) -> list[list[float]]:
         length = [float(atom.norm()) for atom in sae.W_dec]
         return [

@@ -94,3 +94,6 @@ def test_a_dictionary_of_another_site_is_refused() -> None:
     sae = Sae(SaeConfig(8, 16, target=TargetConfig("transcoder", d_out=8)))
     with pytest.raises(ValueError, match=r"\(transcoder\) reconstruct something else"):
         Reencoded(sae, "omp", k=3)
+    sae = Sae(SaeConfig(8, 16, target=TargetConfig("crosscoder", blocks=(4, 4))))
+    with pytest.raises(ValueError, match="a crosscoder's have length 1 summed over blocks"):
+        Reencoded(sae, "omp", k=3)

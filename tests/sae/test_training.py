@@ -166,11 +166,13 @@ def test_listeners_change_no_number(tmp_path: Path) -> None:
     assert same(alone, heard)
 
 
-def test_checkpoint_says_its_step(tmp_path: Path) -> None:
+def test_checkpoint_says_its_step_and_its_kernels(tmp_path: Path) -> None:
     record = start_run("sae", {}, slug="t", root=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         train(begin(fresh(), Planted(), CONFIG), Planted(), [Checkpoint(record), StopAt(7)])
-    assert read_checkpoint(record.path / CHECKPOINT)[1] == {"step": 7, "kernels": {}}
+    meta = read_checkpoint(record.path / CHECKPOINT)[1]
+    assert meta["step"] == 7
+    assert set(meta["kernels"].values()) == {"sparse"}, "on a CPU there is one kind of kernels"
 
 
 def test_training_outside_the_main_thread_works() -> None:

@@ -30,7 +30,7 @@ def read(models: list[ModelHandle], blocks: Any, *sites: str) -> list[Tensor]:
     for handle in models:
         with torch.no_grad(), capture(handle, list(sites)) as taken:
             handle.forward(blocks.tokens.long())
-        found += [taken[site].flatten(2).clone() for site in sites]
+        found += [taken[Site.parse(site)].flatten(2).clone() for site in sites]
     return found
 
 
