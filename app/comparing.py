@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from app.commands.compare import Args
     from app.sources import Subject
     from interp.compression.panel import Panel, PanelResult
-    from interp.data import Blocks
+    from interp.data import Blocks, DataSpec
     from interp.models import ModelHandle, ModelSpec
     from interp.runs import Run
 
@@ -85,7 +85,6 @@ def ask(args: Args) -> Question:
     """
     from interp.compression.compare import check_same_vocabulary
     from interp.config import to_json
-    from interp.data import DataSpec
 
     if args.tokens < 1:
         raise ValueError(f"tokens must be 1 or more, got {args.tokens}.")
@@ -105,11 +104,7 @@ def ask(args: Args) -> Question:
         _check_subject(subject, a, b)
     arguments = panel_arguments(names, args, subject)
     maker = _maker(arguments, subject, a, b)
-    context = min(CONTEXT, a.n_ctx, b.n_ctx) if args.context is None else args.context
-    data = DataSpec(sources.local(args.text), context=context, tokens=args.tokens, heldout=0.0)
-    blocks, _ = sources.split_blocks(a, data)
-    if blocks.context > b.n_ctx:
-        raise ValueError(f"{b.spec.name} reads n_ctx={b.n_ctx} tokens at most, got --context {blocks.context}.")
+    data, blocks = _text(args, a, b)
     config = {
         "a": to_json(spec_a),
         "b": to_json(spec_b),
@@ -121,6 +116,18 @@ def ask(args: Args) -> Question:
     }
     parents = () if subject is None else (subject.run.ref,)
     return Question(a, b, blocks, maker, config, _slug(spec_a, spec_b), parents, subject)
+
+
+def _text(args: Args, a: ModelHandle, b: ModelHandle) -> tuple[DataSpec, Blocks]:
+    """Return what both models read, as a specification and as tokens."""
+    from interp.data import DataSpec
+
+    context = min(CONTEXT, a.n_ctx, b.n_ctx) if args.context is None else args.context
+    data = DataSpec(sources.local(args.text), context=context, tokens=args.tokens, heldout=0.0)
+    blocks, _ = sources.split_blocks(a, data)
+    if blocks.context > b.n_ctx:
+        raise ValueError(f"{b.spec.name} reads n_ctx={b.n_ctx} tokens at most, got --context {blocks.context}.")
+    return data, blocks
 
 
 def null_question(question: Question, null: ModelHandle, ref: str, wanted: Mapping[str, Any]) -> Question:
@@ -230,7 +237,9 @@ def _check_subject(subject: Subject, a: ModelHandle, b: ModelHandle) -> None:
         try:
             model.check_site(subject.site)
         except ValueError as error:
-            raise ValueError(f"{subject.run.ref} reads {subject.site} of {name} ({model.spec.name}). {error}") from error
+            raise ValueError(
+                f"{subject.run.ref} reads {subject.site} of {name} ({model.spec.name}). {error}"
+            ) from error
 
     def is_of(model: ModelHandle) -> bool:
         same = subject.weights in (None, model.digest())
@@ -253,7 +262,9 @@ def _running(spec: ModelSpec) -> tuple[Any, ...]:
     """Return the steps that act while the model runs, which a hash of its weights does not see."""
     from interp.types import WeightStep
 
-    return tuple(step for step in spec.recipe if not isinstance(step, WeightStep) and not getattr(step, "is_nothing", False))
+    return tuple(
+        step for step in spec.recipe if not isinstance(step, WeightStep) and not getattr(step, "is_nothing", False)
+    )
 
 
 def _mention_dictionaries(spec: ModelSpec, runs: Any) -> None:

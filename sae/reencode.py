@@ -40,7 +40,7 @@ class Reencoded(nn.Module):
             nonnegative: whether coefficients are held at 0 or above (matching pursuit's always are).
 
         Raises:
-            ValueError: an unknown encoder, numbers out of range, or a dictionary that reconstructs another site.
+            ValueError: an unknown encoder, numbers out of range, or one that reconstructs another site or several.
         """
         super().__init__()
         if encoder not in ENCODERS:
@@ -49,6 +49,11 @@ class Reencoded(nn.Module):
             raise ValueError(
                 f"A pursuit looks for x among the atoms; those of this dictionary ({sae.config.target.kind}) "
                 "reconstruct something else. Use its own encoder."
+            )
+        if sae.config.target.blocks:
+            raise ValueError(
+                "A pursuit needs atoms of Euclidean length 1; a crosscoder's have length 1 summed over blocks. Use its "
+                "own encoder."
             )
         if k is not None and not 1 <= k <= sae.d_sae:
             raise ValueError(f"k must lie in 1..d_sae={sae.d_sae}, got {k}.")

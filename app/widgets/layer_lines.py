@@ -20,7 +20,13 @@ CURVES = (
     ("drift", "relative_error", "relative drift", "size of b − a relative to a", False),
     ("drift", "cosine", "cosine", "of the activations in a and b, mean over tokens", False),
     ("drift", "sqnr_db", "SQNR", "signal to noise, dB: 20 less is ten times the drift", False),
-    ("drift", "first_relative_error", "drift at position 0", "of the first token of a block, left out elsewhere", False),
+    (
+        "drift",
+        "first_relative_error",
+        "drift at position 0",
+        "of the first token of a block, left out elsewhere",
+        False,
+    ),
     ("drift", "first_cosine", "cosine at position 0", "of that token's activations in a and b", False),
     ("cka", "cka", "CKA", "alike up to a rotation: 1; unbiased", False),
     ("lens", "kl_ab", "lens KL", "nats between what the layer predicts in a and in b", False),
@@ -99,13 +105,17 @@ def cross_layers(comparison: Comparison) -> None:
         for row in rows:
             at = down.index(Site.parse(row["site_a"])), across.index(Site.parse(row["site_b"]))
             values[at] = np.nan if row["cka"] is None else row["cka"]
-    frame.heading("CKA across layers", f"{down[0].kind}, layers of a down, layers of b across; 1: alike up to a rotation")
+    frame.heading(
+        "CKA across layers", f"{down[0].kind}, layers of a down, layers of b across; 1: alike up to a rotation"
+    )
     figure = heat_map(
         values, [str(site.layer) for site in down], [str(site.layer) for site in across], limit=1.0,
         titles=("layer of a", "layer of b", "CKA"),
     )  # fmt: skip
     with st.container(width=520):
-        st.plotly_chart(figure, theme=None, key="cka-cross", config=frame.CHART, alt="CKA of layers of a with layers of b")
+        st.plotly_chart(
+            figure, theme=None, key="cka-cross", config=frame.CHART, alt="CKA of layers of a with layers of b"
+        )
 
 
 def _kinds(tables: Sequence[Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How the predictions of two models part: the spread of the KL over tokens, and the blocks of text that changed most."""
+"""How the predictions of two models part: the spread of the KL over tokens, and the blocks that changed most."""
 
 from __future__ import annotations
 

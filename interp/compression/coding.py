@@ -97,8 +97,8 @@ def check_dictionary(dictionary: Dictionary, site: Site, a: ModelHandle, b: Mode
     held = next(dictionary.parameters(), None) if isinstance(dictionary, torch.nn.Module) else None
     if held is not None and held.device != a.device:
         raise ValueError(
-            f"The dictionary is on {held.device} and model a ({a.spec.name}) on {a.device}; put both on one device, such "
-            f"as by dictionary.to({str(a.device)!r})."
+            f"The dictionary is on {held.device} and model a ({a.spec.name}) on {a.device}; put both on one "
+            f"device, such as by dictionary.to({str(a.device)!r})."
         )
     for name, model in (("a", a), ("b", b)):
         model.check_site(site)

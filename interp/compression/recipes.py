@@ -114,7 +114,9 @@ def _yaml(text: str, where: str) -> Any:
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply; a recipe looks like {EXAMPLE}") from None
     except ValueError as error:  # Python's own, of what YAML takes for a date or a number: 2001-99-99
-        raise ValueError(f"{where} holds a value that cannot be read: {error}. A recipe looks like {EXAMPLE}") from error
+        raise ValueError(
+            f"{where} holds a value that cannot be read: {error}. A recipe looks like {EXAMPLE}"
+        ) from error
     if aliases:
         raise ValueError(f"{where} uses YAML aliases (*name), which recipes do not have; write the step out.")
     return found

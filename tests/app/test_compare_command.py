@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from app.command import main
-from interp.compression import read_spec
+from app.commands.compare import Args
+from app.sweeps.comparison import subject_of, table
+from interp.compression import read_recipe, read_spec
 from interp.compression.compare import load_results
 from interp.config import to_json
 from interp.data import DataSpec
@@ -42,13 +44,15 @@ def tuned(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def write_dictionary(folder: Path, root: Path, site: str = "resid_post.1", d_in: int = 32) -> str:
+def write_dictionary(
+    folder: Path, root: Path, site: str = "resid_post.1", d_in: int = 32, spec: ModelSpec | None = None
+) -> str:
     sae = Sae(SaeConfig(d_in, 40, "topk", {"k": 4}))
     with torch.no_grad():
         for parameter in (sae.W_enc, sae.W_dec):
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     config = {
-        "model": to_json(ModelSpec(str(folder))),
+        "model": to_json(spec or ModelSpec(str(folder))),
         "site": site,
         "data": to_json(DataSpec("demo", context=32)),
         "sae": to_json(sae.config),
@@ -139,6 +143,29 @@ def test_a_model_with_itself_has_no_null(model_folder: Path, text: str, tmp_path
     assert "The two models are equal" in capsys.readouterr().err
 
 
+def test_a_dictionary_of_other_activations_of_the_same_weights_is_mentioned(
+    model_folder: Path, text: str, tmp_path: Path, capsys: Any
+) -> None:
+    running = "[{step: quantise_activations, bits: 4}]"
+    spec = ModelSpec(str(model_folder), recipe=read_recipe(running))
+    sae = write_dictionary(model_folder, tmp_path, spec=spec)
+    asked = [str(model_folder), "--sae", sae, "--text", text, "--panels", "survival"]
+    other = "was trained on A's weights under another recipe (activations-4bit@resid_post.*)"
+    assert other in call(tmp_path, capsys, *asked, "--recipe", INT4)[1]
+    assert "was trained on B, not A" in call(tmp_path, capsys, *asked, "--recipe", running)[1]
+    assert "was trained on" not in call(tmp_path, capsys, *asked, "--recipe-a", running)[1]
+
+
+def test_a_sweep_compares_the_very_model_of_the_dictionary(model_folder: Path, tmp_path: Path) -> None:
+    spec = ModelSpec(str(model_folder), dtype="bfloat16", recipe=read_recipe(INT4))
+    sae = open_run(write_dictionary(model_folder, tmp_path, spec=spec), tmp_path)
+    asked = subject_of(Args(a="", recipe="int3"), sae)
+    assert (asked.a, asked.model_dtype, asked.recipe, asked.sae) == (spec.name, "bfloat16", "int3", sae.ref)
+    assert read_recipe(asked.recipe_a or "") == spec.recipe
+    assert not {"compare.model_dtype", "compare.revision", "compare.recipe_a"} & table().keys()
+    assert "compare.revision_b" in table()
+
+
 def test_mistakes_are_told(model_folder: Path, neox_folder: Path, text: str, tmp_path: Path, capsys: Any) -> None:
     name = str(model_folder)
     far = write_dictionary(model_folder, tmp_path, "resid_post.5")
@@ -147,9 +174,10 @@ def test_mistakes_are_told(model_folder: Path, neox_folder: Path, text: str, tmp
         ([name], "Two models are needed: give a second one, or --recipe"),
         ([name, name, "--panels", "behavior"], "behaviour"),
         ([name, name, "--panels", "survival"], "The panel survival needs a dictionary: give --sae RUN"),
+        ([name, name, "--seed", "-1"], "seed must lie in 0..2^63-1, got -1."),
         ([name, name, "--tokens", "0"], "tokens must be 1 or more, got 0."),
         ([name, "--recipe", "[{step: rtn, bits: 1}]"], "bits"),
-        ([name, name, "--sae", far], "reads resid_post.5, and A has 3 layers only"),
+        ([name, name, "--sae", far], "resid_post.5 lies beyond this model: its layers are 0..2"),
         ([name, name, "--sae", wide], "reads d_in=48 numbers, but resid_post.2 of model a"),
         ([name, "tiny"], "has 300 tokens, tiny 4,096"),
         ([name, name, "--context", "65"], "context must lie in 2..n_ctx=64"),

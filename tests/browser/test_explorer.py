@@ -153,6 +153,7 @@ def visit(browser: Browser, server: Explorer, tmp_path: Path) -> Iterator[Visit]
         ("prompt", "/prompt?text=hello", ".ms-foot"),
         ("compare", "/compare", ".js-plotly-plot"),
         ("compare-features", "/compare?part=Features", ".ms-pairs"),
+        ("compare-predictions", "/compare?part=Predictions", ".ms-narrow"),
     ],
 )
 def test_every_page_opens_without_an_error(visit: Visit, name: str, path: str, ready: str, width: int) -> None:

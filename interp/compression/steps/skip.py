@@ -36,6 +36,7 @@ class SkipLayers(NamedStep):
                 raise ValueError(f"layers of skip_layers are whole numbers from 0 on, got {layer!r}.")
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"layers of skip_layers must differ, got {list(self.layers)}.")
+        object.__setattr__(self, "layers", tuple(sorted(self.layers)))  # in any order they are one step
 
     @property
     def is_nothing(self) -> bool:
@@ -44,7 +45,7 @@ class SkipLayers(NamedStep):
 
     def describe(self) -> str:
         """Return such as `skip_layers-3.4`."""
-        return f"skip_layers-{'.'.join(map(str, sorted(self.layers))) or 'none'}"
+        return f"skip_layers-{'.'.join(map(str, self.layers)) or 'none'}"
 
     def attach(self, handle: ModelHandle) -> StepReport:
         """Silence the blocks in both views of `handle`; what they hold need not be stored then.
@@ -66,7 +67,7 @@ class SkipLayers(NamedStep):
             handle.attach(Site(layer, "attn_out"), nothing)
             handle.attach(Site(layer, "mlp_out"), nothing)
         blocks, _ = matrices(handle.module)
-        gone = tuple(f"{BLOCKS[handle.family]}.{layer}." for layer in sorted(self.layers))
+        gone = tuple(f"{BLOCKS[handle.family]}.{layer}." for layer in self.layers)
         changes = [
             Change(name, count(leaf) if name in blocks else 0, 0, 0)  # norms take no bits either, and are no matrices
             for name, leaf in handle.module.named_modules()

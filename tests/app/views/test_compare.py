@@ -61,7 +61,15 @@ def test_the_numbers_stand_with_their_meaning_and_the_nulls_below(compared: Comp
     assert table.count('<tr class="null">') == len(compared.nulls)
     assert '<tr class="on"><td>rtn 4-bit group 64</td><td class="n">4.25</td>' in table
     assert "+0.120<small>+0.114 to +0.126</small>" in table
-    for meaning in ("Storage of all of b", "95% interval", "likeliest", "correlate", "FVU", "induction score", "logit lens"):
+    for meaning in (
+        "Storage of all of b",
+        "95% interval",
+        "likeliest",
+        "correlate",
+        "FVU",
+        "induction score",
+        "logit lens",
+    ):
         assert meaning in table
     for null in ("weight noise 0.012", "random prune 1.2%"):
         assert f"<td>{null}<small" in table
@@ -84,9 +92,15 @@ def test_a_model_against_itself_says_that_nothing_changed(compared: Compared, pa
 
 
 @pytest.mark.parametrize(
-    ("part", "wanted"), [("Layers", ["scatter"] * 8 + ["heatmap"]), ("Features", ["bar", "scatter"]), ("Heads", ["heatmap"] * 3),
-                         ("Depth", ["scatter"] * 3), ("Predictions", [])]
-)  # fmt: skip
+    ("part", "wanted"),
+    [
+        ("Layers", ["scatter"] * 8 + ["heatmap"]),
+        ("Features", ["bar", "scatter"]),
+        ("Heads", ["heatmap"] * 3),
+        ("Depth", ["scatter"] * 3),
+        ("Predictions", []),
+    ],
+)
 def test_each_part_draws_its_figures_and_no_other(page, part, wanted) -> None:
     at = page(part=part)
     assert not at.exception

@@ -206,6 +206,25 @@ def test_a_dictionary_that_does_not_fit_is_refused(gpt2: ModelHandle) -> None:
             compare(gpt2, gpt2, [panel(SITE, wide)], blocks=some_blocks())
         with pytest.raises(ValueError, match="resid_post.7 lies beyond this model"):
             compare(gpt2, gpt2, [panel("resid_post.7", wide)], blocks=some_blocks())
+        elsewhere = fitted(gpt2).to("meta")
+        with pytest.raises(ValueError, match="The dictionary is on meta and model a .* on cpu; put both on one device"):
+            compare(gpt2, gpt2, [panel(SITE, elsewhere)], blocks=some_blocks())
+
+
+def test_b_goes_to_where_a_is(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from interp.compression import compare as module
+
+    asked: list[Any] = []
+
+    def load(spec: Any, device: Any) -> ModelHandle:
+        asked.append(device)
+        return load_model(spec, device="cpu")
+
+    monkeypatch.setattr(module, "load_model", load)
+    a = load_model(str(model_folder), device="cpu")
+    open_pair(a, str(model_folder))
+    open_pair(a, str(model_folder), "cpu:0")
+    assert asked == [a.device, "cpu:0"]
 
 
 def test_hooks_and_weights_are_left_as_they_were() -> None:

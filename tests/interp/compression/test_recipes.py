@@ -71,6 +71,10 @@ def test_a_model_without_a_recipe_keeps_its_identity() -> None:
     assert from_json(ModelSpec, to_json(ModelSpec("tiny"))) == ModelSpec("tiny")
 
 
+def test_the_order_of_skipped_layers_is_not_in_the_identity() -> None:
+    assert digest(read_recipe("[{step: skip_layers, layers: [4, 3]}]")) == digest((SkipLayers((3, 4)),))
+
+
 def test_the_arguments_are_in_the_identity() -> None:
     specs = [ModelSpec("tiny", recipe=(step,)) for step in (Rtn(4), Rtn(8), Rtn(4, group=8), Magnitude(0.4))]
     specs += [ModelSpec("tiny", recipe=(Rtn(4), Magnitude(0.4))), ModelSpec("tiny", recipe=(Magnitude(0.4), Rtn(4)))]
@@ -143,6 +147,8 @@ def test_descriptions(recipe: tuple, text: str) -> None:
         ("[{step: skip_layers, layers: [-1]}]", "layers of skip_layers are whole numbers from 0 on, got -1."),
         ("[{step: skip_layers, layers: [1, 1]}]", "layers of skip_layers must differ, got [1, 1]."),
         ("[{step: rtn", "the recipe is no YAML:"),
+        ("[{step: rtn, bits: 2001-99-99}]", "the recipe holds a value that cannot be read: month must be in 1..12."),
+        ("[{step: rtn, bits: " + "9" * 5000 + "}]", "the recipe holds a value that cannot be read: Exceeds the limit"),
         ("[" * LIMIT, "the recipe has more than 16 brackets inside one another"),
         ("- " * 5000, "the recipe is nested too deeply"),
         ("[&a {step: rtn}, *a]", "the recipe uses YAML aliases"),

@@ -193,6 +193,17 @@ def test_svd_leaves_matrices_of_no_larger_rank(make_module: Make) -> None:
     assert Svd(rank=10_000).apply(make_module("llama")).coverage == 1.0
 
 
+@pytest.mark.parametrize("rank", [3, 5])
+def test_svd_leaves_factors_of_no_larger_rank_as_they_were_rounded(rank: int, make_module: Make) -> None:
+    module = make_module("gpt2")
+    Svd(rank=3).apply(module)
+    rounded = {change.module: change.bits for change in Rtn(4).apply(module).changes}
+    before = weights(module)
+    report = Svd(rank=rank).apply(module)
+    assert {change.module: change.bits for change in report.changes} == rounded
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(module).items())
+
+
 def test_weight_noise_has_the_size_it_says(make_module: Make) -> None:
     module = make_module("neox")
     for change in WeightNoise(0.2, seed=3).apply(module).changes:
