@@ -13,9 +13,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import PurePath
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from interp.runs import Run
 
 _REDRAW_TERMINAL = 0.1  # seconds between two drawings
 _REDRAW_LOG = 5.0
@@ -162,6 +165,25 @@ def progress(total: float | None, unit: str, description: str, *, start: float =
         yield bar
     finally:
         bar.close()
+
+
+@contextmanager
+def stages(names: Mapping[str, str], record: Run) -> Iterator[Callable[[int, int, str], None]]:
+    """Give what hears (done, total, unit) of work in several stages: a bar for each unit, and the run's own record.
+
+    `names` are the bars' descriptions by unit; a unit without one is called by itself.
+    """
+    with ExitStack() as stack:
+        bars: dict[str, Progress] = {}
+
+        def hear(done: int, total: int, unit: str) -> None:
+            if unit not in bars:
+                stack.close()  # the bar before has come to its end
+                bars[unit] = stack.enter_context(progress(total, unit, names.get(unit, unit)))
+            bars[unit].to(done)
+            record.progress(done, total, unit)
+
+        yield hear
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,7 +92,7 @@ def _answer(question: Question, args: Args) -> tuple[Run, dict[str, Any]]:
             console.note(f"{record.ref} is finished already")
         else:
             console.note(f"{record.ref}: {comparing.estimate(question)}")
-            with _progress(record) as progress:
+            with console.stages({"blocks": "compare", "panels": "finish"}, record) as progress:
                 panels, blocks = question.panels(), question.blocks
                 found: Comparison = compare(question.a, question.b, panels, blocks=blocks, on_progress=progress)
             found.save(record)
@@ -145,20 +143,3 @@ def _matched(question: Question, record: Run, wanted: dict[str, Any], target: fl
     recipe = matched_null(kind, question.a.spec, target, some, seed=seed, a=question.a, on_progress=tell)
     spec = replace(question.a.spec, recipe=(*question.a.spec.recipe, *recipe))
     return comparing.null_question(question, load_model(spec, device=question.a.device), record.ref, wanted)
-
-
-@contextmanager
-def _progress(record: Run) -> Iterator[Callable[[int, int, str], None]]:
-    """Give what `compare` tells its progress: one bar for each unit, and the run's own record."""
-    with ExitStack() as stack:
-        bars: dict[str, Any] = {}
-
-        def hear(done: int, total: int, unit: str) -> None:
-            if unit not in bars:
-                stack.close()  # the bar before has come to its end
-                name = {"blocks": "compare", "panels": "finish"}.get(unit, unit)
-                bars[unit] = stack.enter_context(console.progress(total, unit, name))
-            bars[unit].to(done)
-            record.progress(done, total, unit)
-
-        yield hear

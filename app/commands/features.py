@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,6 @@ from sae.features.config import FeaturesConfig
 
 if TYPE_CHECKING:
     from interp.data import DataSpec
-    from interp.runs import Run
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def run(args: Args) -> dict[str, Any]:
             console.note(f"{record.ref} is finished already")
         else:
             sae = load_sae(subject.run, handle.device)
-            with _progress(record) as progress:
+            with console.stages({"tokens": "read", "latents": "describe"}, record) as progress:
                 found = describe_features(handle, spot, sae, blocks, record, config=wanted, on_progress=progress)
             record.finish(found | {"seconds": round(time.time() - started, 1)})
             console.table(("figure", "value"), list(record.summary.items()))
@@ -100,20 +97,3 @@ def _data(args: Args, trained_on: DataSpec) -> DataSpec:
     """Return the text to read: that of the training, or another one, in blocks of the length asked for."""
     data = sources.other_text(trained_on, args.text, args.split, args.field, args.tokens)
     return data if args.context is None else replace(data, context=args.context)
-
-
-@contextmanager
-def _progress(record: Run) -> Iterator[Callable[[int, int, str], None]]:
-    """Give what `describe_features` tells its progress: one bar for each unit, and the run's own record."""
-    with ExitStack() as stack:
-        bars: dict[str, Any] = {}
-
-        def hear(done: int, total: int, unit: str) -> None:
-            if unit not in bars:
-                stack.close()  # the bar before has come to its end
-                name = {"tokens": "read", "latents": "describe"}.get(unit, unit)
-                bars[unit] = stack.enter_context(console.progress(total, unit, name))
-            bars[unit].to(done)
-            record.progress(done, total, unit)
-
-        yield hear
