@@ -62,7 +62,7 @@ def run(args: Args) -> dict[str, Any]:
     format, foreign = read_dictionary(folder, args.format)
     if foreign.target.kind == "transcoder":
         raise ValueError(
-            "It is a transcoder: it reads one site and writes another, which the commands do not follow yet. In "
+            "It is a transcoder: it reads one site and writes another, and `mechscope import` keeps one site only. In "
             "Python, sae.readers.to_sae(sae.readers.read_dictionary(folder)[1]) is the dictionary."
         )
     spec, site = _place(args, foreign)
