@@ -3,10 +3,12 @@
 #   PYTHON=python3.12   the Python to make the environment with
 #   VENV=.venv          where the environment lies
 #   ARGS="..."          further arguments for `make demo` and `make test`
+#   JOBS=2              processes that share the tests; each wants about 1.5 GB of memory
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
@@ -28,7 +30,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/mechscope demo $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not browser" $(ARGS)
 
 slow: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m "slow and not browser" $(ARGS)
