@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy(
         "Series": "interp.figures.comparison",
         "activation_histogram": "interp.figures.histogram",
         "density_scatter": "interp.figures.scatter",
+        "figure": "interp.figures.style",
         "heat_map": "interp.figures.heat",
         "layer_curves": "interp.figures.comparison",
         "survival_bars": "interp.figures.comparison",
