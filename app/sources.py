@@ -97,27 +97,35 @@ def from_text(
     model's loss.
     """
     from interp.activations import ActivationStore
-    from interp.config import to_json
 
     handle = open_model(spec, device)
     chosen = handle_site(handle, site)
     check(handle.width(chosen))
     blocks, _ = split_blocks(handle, data)
-    config = {
-        "model": to_json(spec),
-        "data": to_json(data),
-        "weights": handle.digest(),
-        "tokens": blocks.digest(),
-        "site": str(chosen),
-        "outlier_norm": outlier_norm,
-        "drop_bos": True,
-    }
+    config = streamed(handle, data, blocks, chosen, outlier_norm)
 
     def open_batches(batch: int, seed: int) -> Batches:
         options: dict[str, Any] = {"outlier_norm": outlier_norm, "gradient": gradient}
         return ActivationStore(handle, blocks, chosen, batch=batch, seed=seed, **options)
 
     return Source(config, str(chosen), handle.width(chosen), open_batches)
+
+
+def streamed(
+    handle: ModelHandle, data: DataSpec, blocks: Blocks, site: Site, outlier_norm: float | None
+) -> dict[str, Any]:
+    """Return what identifies activations that a model computes while a training reads them."""
+    from interp.config import to_json
+
+    return {
+        "model": to_json(handle.spec),
+        "data": to_json(data),
+        "weights": handle.digest(),
+        "tokens": blocks.digest(),
+        "site": str(site),
+        "outlier_norm": outlier_norm,
+        "drop_bos": True,
+    }
 
 
 def open_model(spec: ModelSpec, device: str | None) -> ModelHandle:

@@ -101,18 +101,8 @@ def from_text(
     target = _config(handle, other, places, asked)
     d_in = sum(target.blocks) or handle.width(places[0])
     check(d_in, target)
-    from interp.config import to_json
-
     blocks, _ = sources.split_blocks(handle, data)
-    config = {
-        "model": to_json(spec),
-        "data": to_json(data),
-        "weights": handle.digest(),
-        "tokens": blocks.digest(),
-        "site": str(places[0]),
-        "outlier_norm": outlier_norm,
-        "drop_bos": True,
-    } | _identity(asked, places, other)
+    config = sources.streamed(handle, data, blocks, places[0], outlier_norm) | _identity(asked, places, other)
     options: dict[str, Any] = {"outlier_norm": outlier_norm}
 
     def open_batches(batch: int, seed: int) -> Batches:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from app import console, sources, targets
 from app.command import Common
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from interp.runs import Run
+    from sae.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,6 @@ class Args(Common):
 
 def run(args: Args) -> dict[str, Any]:
     """Evaluate, or find the evaluation; return the run and its numbers."""
-    import pyarrow as pa
-
     from interp.activations.config import check_outlier_norm
     from interp.config import to_json
     from interp.runs import start_run
@@ -95,13 +99,26 @@ def run(args: Args) -> dict[str, Any]:
             with console.progress(len(blocks), "blocks", "evaluate") as bar:
                 options = {"drop_bos": drop_bos, "outlier_norm": outlier_norm}
                 measured, density = evaluate(handle, spot, sae, blocks, on_progress=bar.to, **options)
-            summary = measured.to_dict() | {"seconds": round(time.time() - started, 1)}
-            record.save_json("metrics.json", summary)
-            if measured.parts:
-                record.save_table("sites.parquet", pa.Table.from_pylist([asdict(part) for part in measured.parts]))
-            latents = pa.array(range(sae.d_sae), pa.int32())
-            record.save_table("density.parquet", pa.table({"latent": latents, "density": density.numpy()}))
-            record.finish(summary)
+            _save(record, measured, density, started)
+    _show(record, subject)
+    return {"run": str(record.path), "site": str(subject.site), **record.summary}
+
+
+def _save(record: Run, measured: Evaluation, density: Tensor, started: float) -> None:
+    """Write what was measured and finish the run."""
+    import pyarrow as pa
+
+    summary = measured.to_dict() | {"seconds": round(time.time() - started, 1)}
+    record.save_json("metrics.json", summary)
+    if measured.parts:
+        record.save_table("sites.parquet", pa.Table.from_pylist([asdict(part) for part in measured.parts]))
+    latents = pa.array(range(len(density)), pa.int32())
+    record.save_table("density.parquet", pa.table({"latent": latents, "density": density.numpy()}))
+    record.finish(summary)
+
+
+def _show(record: Run, subject: sources.Subject) -> None:
+    """Print the numbers of the finished run."""
     console.table(("metric", "value"), list(record.summary.items()))
     if subject.run.config.get("sites"):
         console.emit()
@@ -109,4 +126,3 @@ def run(args: Args) -> dict[str, Any]:
         console.table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     if record.summary["unpredicted"]:
         console.note(f"{record.summary['unpredicted']:,} next tokens had a loss that is not finite, and are left out")
-    return {"run": str(record.path), "site": str(subject.site), **record.summary}
