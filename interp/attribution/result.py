@@ -12,6 +12,7 @@ so that a positive score always means: what the clean run has there helps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ from interp.names import unknown
 from interp.sites import KINDS
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
     import pyarrow as pa
+
+    from interp.figures import TokenStrip
 
 DIRECTIONS = ("denoising", "noising", "relevance")
 PARTS = ("pos", "head", "neuron", "latent")
@@ -120,3 +124,45 @@ class Attribution:
     def with_nodes(self, nodes: pa.Table) -> Attribution:
         """Return the same result with another table of nodes."""
         return replace(self, nodes=nodes)
+
+    def figure(self, kind: str | None = None, column: str = "score") -> go.Figure:
+        """Return the map of one kind (None: the first) as an interactive heat map.
+
+        Raises:
+            ValueError: there is no such kind here.
+        """
+        from interp.figures import attribution_map
+
+        return attribution_map(self, kind or self.kinds[0], column=column)
+
+    def strip(self, kind: str, layer: int, tokens: Sequence[str] | None = None) -> TokenStrip:
+        """Return the tokens (None: those of the result) shaded by the scores of one layer's positions.
+
+        Raises:
+            ValueError: the cells of `kind` are not by position, or `tokens` are not as many as positions.
+        """
+        from interp.figures import TokenStrip
+
+        if self.parts(kind) != ("pos",):
+            raise ValueError(f"A strip needs scores by position; those of {kind} are by {self.parts(kind) or 'layer'}.")
+        values = np.nan_to_num(self.map(kind)[layer])
+        texts = self.tokens if tokens is None else tokens
+        if len(texts) != len(values):
+            raise ValueError(f"A strip of {len(values)} positions needs as many tokens, got {len(texts)}.")
+        return TokenStrip(list(texts), values.tolist())
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from interp.figures.attribution import plane
+        from interp.figures.heat_table import STYLE, HeatTable
+
+        head = f"<b>{escape(self.method)}</b> · {escape(self.target)} · {escape(self.direction)}"
+        effect = f" · clean {self.values['clean']:.4g}" if "clean" in self.values else ""
+        effect += f", corrupted {self.values['corrupt']:.4g}" if "corrupt" in self.values else ""
+        drawn = []
+        for kind in self.kinds:
+            values, labels, title = plane(self, kind)
+            table = HeatTable(values.tolist(), [str(i) for i in range(len(values))], labels, "layer")
+            drawn.append(f"<div>{escape(kind)}{f' by {title}' if title else ''}</div>{table.html()}")
+        return f"<style>{STYLE}</style><div>{head}{effect}</div>{''.join(drawn)}"

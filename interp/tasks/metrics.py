@@ -75,9 +75,9 @@ class LogitDiff:
     (Zhang and Nanda 2024).
     """
 
-    correct: Int[Tensor, "prompt alternative"]
+    correct: Int[Tensor, "prompt n_correct"]
     """Right token ids."""
-    wrong: Int[Tensor, "prompt alternative"]
+    wrong: Int[Tensor, "prompt n_wrong"]
     """Wrong token ids."""
     name: str = "logit_diff"
     """Name, for tables and figures."""
@@ -98,7 +98,7 @@ class LogitDiff:
 class Probability:
     """Probability of the correct tokens, all alternatives together. It saturates, and hides what pushes down."""
 
-    correct: Int[Tensor, "prompt alternative"]
+    correct: Int[Tensor, "prompt n_correct"]
     """Right token ids."""
     name: str = "probability"
     """Name, for tables and figures."""
@@ -114,9 +114,9 @@ class Probability:
 class ProbabilityDiff:
     """Probability of all correct tokens minus that of all wrong ones (the greater-than task of Hanna et al. 2023)."""
 
-    correct: Int[Tensor, "prompt alternative"]
+    correct: Int[Tensor, "prompt n_correct"]
     """Right token ids."""
-    wrong: Int[Tensor, "prompt alternative"]
+    wrong: Int[Tensor, "prompt n_wrong"]
     """Wrong token ids."""
     name: str = "probability_diff"
     """Name, for tables and figures."""

@@ -28,9 +28,9 @@ class Pairs:
     """Token ids of the prompts on which the model does the task."""
     corrupt: Int[Tensor, "prompt pos"]
     """Token ids of the same prompts with what matters replaced."""
-    correct: Int[Tensor, "prompt alternative"]
+    correct: Int[Tensor, "prompt n_correct"]
     """Token ids that are right after a clean prompt; `NOTHING` fills the row."""
-    wrong: Int[Tensor, "prompt alternative"]
+    wrong: Int[Tensor, "prompt n_wrong"]
     """Token ids that are wrong there, and right after the corrupted prompt where the task has it so."""
     metric: str = "logit_diff"
     """The task's own metric, a name of `interp.tasks.METRICS`."""

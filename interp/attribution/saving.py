@@ -1,0 +1,97 @@
+"""An `Attribution` as a run of kind "attribution": what it holds, and the prompts that it was measured on.
+
+Files: nodes.parquet, completeness.parquet and, where there are any, edges.parquet (the tables of `Attribution`);
+prompts.parquet (prompt, clean, corrupt: lists of token ids; clean_tokens, corrupt_tokens: their texts, null without a
+tokenizer; correct, wrong: lists of token ids; clean_value, corrupt_value: the metric); attribution.json (the rest).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from interp.attribution.result import Attribution
+from interp.runs import RunDamaged
+from interp.tasks.pairs import NOTHING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from interp.models import ModelHandle
+    from interp.runs import Run
+    from interp.tasks import Pairs
+
+KIND = "attribution"
+FIELDS = ("method", "target", "baseline", "direction", "tokens", "values", "about")
+"""What attribution.json holds."""
+
+
+def prompts_table(
+    handle: ModelHandle,
+    pairs: Pairs,
+    clean: Float[Tensor, " prompt"] | None = None,
+    corrupt: Float[Tensor, " prompt"] | None = None,
+) -> pa.Table:
+    """Return the pairs as a table, one row for each prompt; `clean` and `corrupt` are the metric on each."""
+    import pyarrow as pa
+
+    words = handle.vocabulary() if handle.tokenizer is not None else None
+    columns: dict[str, Any] = {"prompt": list(range(len(pairs)))}
+    for side in ("clean", "corrupt"):
+        ids = getattr(pairs, side).tolist()
+        columns[side] = ids
+        texts = [None] * len(ids) if words is None else [[words[i] for i in row] for row in ids]
+        columns[f"{side}_tokens"] = pa.array(texts, pa.list_(pa.string()))
+    for side in ("correct", "wrong"):
+        columns[side] = [[i for i in row if i != NOTHING] for row in getattr(pairs, side).tolist()]
+    for side, values in (("clean", clean), ("corrupt", corrupt)):
+        found = [None] * len(pairs) if values is None else values.tolist()
+        columns[f"{side}_value"] = pa.array(found, pa.float64())
+    return pa.table(columns)
+
+
+def write_attribution(run: Run, found: Attribution, prompts: pa.Table | None = None) -> None:
+    """Write the files of `found` into a run that is being made; the caller finishes it with a summary."""
+    run.save_table("nodes.parquet", found.nodes)
+    run.save_table("completeness.parquet", found.completeness)
+    if found.edges is not None:
+        run.save_table("edges.parquet", found.edges)
+    if prompts is not None:
+        run.save_table("prompts.parquet", prompts)
+    run.save_json("attribution.json", {name: getattr(found, name) for name in FIELDS})
+
+
+def load_attribution(run: Run) -> Attribution:
+    """Return the attribution that a finished run holds.
+
+    Raises:
+        ValueError: the run is of another kind.
+        RunDamaged: a file cannot be read.
+    """
+    if run.kind != KIND:
+        raise ValueError(f"{run.ref} holds no attribution: its kind is {run.kind!r}, not {KIND!r}.")
+    fields = run.json("attribution.json")
+    missing = [name for name in FIELDS if not isinstance(fields, dict) or name not in fields]
+    if missing:
+        raise RunDamaged(f"attribution.json of {run.ref} lacks {', '.join(missing)}. Make the run again.")
+    tables = {name: run.table(f"{name}.parquet") for name in ("nodes", "completeness", "edges") if _has(run, name)}
+    fields = {name: fields[name] for name in FIELDS} | {"tokens": tuple(fields["tokens"])}
+    return Attribution(**fields, **tables)
+
+
+def _has(run: Run, table: str) -> bool:
+    return table != "edges" or "edges.parquet" in run.files
+
+
+def summary(found: Attribution) -> dict[str, Any]:
+    """Return the headline numbers of a run: those of `values`, and the cell that counts most."""
+    top = found.top(1).to_pylist()
+    best = {"top": cell_name(top[0]), "top_score": top[0]["score"]} if top else {}
+    return {**found.values, "cells": found.nodes.num_rows, **best}
+
+
+def cell_name(cell: dict[str, Any]) -> str:
+    """Return a cell's row as text: `head_out.3 head 2 pos 5`."""
+    parts = [f"{part} {cell[part]}" for part in ("head", "neuron", "latent", "pos") if cell.get(part) is not None]
+    return " ".join([f"{cell['kind']}.{cell['layer']}", *parts])
