@@ -11,6 +11,7 @@ import torch
 from interp.data.blocks import Blocks
 from interp.data.documents import DataSpec, read_pieces
 from interp.data.formats import Piece
+from interp.models.text import encode
 
 if TYPE_CHECKING:
     from interp.models import ModelHandle
@@ -92,9 +93,7 @@ def _tokenised(model: ModelHandle, spec: DataSpec) -> Iterator[_Ids]:
 
 def _encode(model: ModelHandle, pieces: list[Piece]) -> Iterator[_Ids]:
     texts = [piece.text for piece in pieces]
-    # verbose=False: long texts are meant to be longer than the model's context; they are cut later.
-    encoded = model.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
-    for piece, ids in zip(pieces, encoded["input_ids"], strict=True):
+    for piece, ids in zip(pieces, encode(model.tokenizer, texts, spell_out=True), strict=True):
         yield _Ids(np.asarray(ids, dtype=np.int32), piece.first)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from interp.models.spec import ModelSpec
 from interp.models.storage import Storage, measure
 from interp.models.taps import attach_hook, check_view, kinds_of, strip_hooks
-from interp.models.text import token_texts
+from interp.models.text import encode, token_texts
 from interp.names import unknown
 from interp.sites import KINDS, Site
 from interp.types import StepReport
@@ -111,16 +111,17 @@ class ModelHandle:
         """Return the ids of one text or of several of equal length, BOS first if the model has one and `bos` holds.
 
         Raises:
-            ValueError: without a tokenizer, without any token, or if texts differ in length.
+            ValueError: without a tokenizer, without any token, with a word that the vocabulary lacks, or if texts
+                differ in length.
         """
         tokenizer = self._require_tokenizer()
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(one, str) for one in texts):
             raise ValueError(f"tokens() takes a text or a list of texts, got {text!r:.80}.")
         first = [self.bos_id] if bos and self.bos_id is not None else []
-        # Half a surrogate pair is no text; it becomes U+FFFD. verbose: the length is checked where the model reads it.
+        # Half a surrogate pair is no text; it becomes U+FFFD.
         clean = [one.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for one in texts]
-        rows = [first + tokenizer(one, add_special_tokens=False, verbose=False)["input_ids"] for one in clean]
+        rows = [first + row for row in encode(tokenizer, clean)]
         lengths = sorted({len(row) for row in rows})
         if len(lengths) > 1:
             raise ValueError(
@@ -160,7 +161,7 @@ class ModelHandle:
         view: str = "hf",
         mask: Bool[Tensor, "*shape"] | None = None,
         grad: bool = False,
-    ) -> Float[Tensor, "_ pos d_vocab"] | None:
+    ) -> Float[Tensor, "_ _ d_vocab"] | None:
         """Return the logits, or None if `capture(stop=True)` ended the pass early.
 
         Args:
@@ -192,7 +193,7 @@ class ModelHandle:
             finally:
                 self.reading = before
 
-    def logits(self, tokens: Int[Tensor, "*batch pos"], view: str = "hf") -> Float[Tensor, "_ pos d_vocab"]:
+    def logits(self, tokens: Int[Tensor, "*batch pos"], view: str = "hf") -> Float[Tensor, "_ _ d_vocab"]:
         """Return the logits; inside a `capture(stop=True)`, which leaves none, that is an error: use `forward`."""
         found = self.forward(tokens, view=view)
         if found is None:
@@ -357,6 +358,9 @@ class ModelHandle:
         bridge = build_bridge_from_module(
             structure, ARCHITECTURES[self.family], hf_config=structure.config, model_name=self.spec.name
         )
+        for part in bridge.modules():  # a norm that was taken out (nn.Identity) has no weights to recompute it with
+            if isinstance(getattr(part, "original_component", None), nn.Identity):
+                part.use_native_layernorm_autograd = True
         # The slices of fused q, k, v weights are new parameters, which would take gradients.
         nn.Module.requires_grad_(bridge, False)
         self._points = dict(bridge.hook_dict)

@@ -12,7 +12,27 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from interp.names import shorten
+
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def encode(tokenizer: Any, texts: list[str], *, spell_out: bool = False) -> list[list[int]]:
+    """Return the ids of each text, nothing added; with `spell_out` special tokens in it are ordinary characters.
+
+    Raises:
+        ValueError: a text has words that the tokenizer lacks, and it has no token for the unknown.
+    """
+    options = {"split_special_tokens": True} if spell_out else {}
+    try:
+        # verbose: texts may be longer than the model's context; that is checked where they are read or cut.
+        return tokenizer(texts, add_special_tokens=False, verbose=False, **options)["input_ids"]
+    except Exception as error:  # the Rust side raises bare Exception
+        known = tokenizer.convert_ids_to_tokens(list(range(1, min(5, len(tokenizer)))))
+        raise ValueError(
+            f"The text {shorten(' '.join(texts))} holds words that this model's vocabulary lacks ({error}). "
+            f"Its words are {', '.join(map(str, known))}, ..."
+        ) from error
 
 
 @lru_cache(maxsize=1)

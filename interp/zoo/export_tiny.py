@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from interp.checkpoint import read_checkpoint
 from interp.layers.heads import HeadScores, head_scores
 from interp.models import load_model
+from interp.zoo.export import save_half, save_tokenizer
 from interp.zoo.train_tiny import BOS, TinyConfig, build_model, heldout_loss
+from interp.zoo.training import CHECKPOINT, load_weights
 from interp.zoo.write_corpus import FOLDER, sample
 
 CARD = """# tiny
@@ -70,14 +70,6 @@ def best_head(scores: HeadScores, kind: str) -> str:
     return f"layer {layer} head {head}: {value:.2f}"
 
 
-def save_tokenizer(work: Path) -> None:
-    """Copy the tokenizer and say what Hugging Face needs to know of it."""
-    shutil.copy(work / "tokenizer.json", FOLDER / "tokenizer.json")
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), BOS)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": TinyConfig().context, **special}
-    (FOLDER / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
 def main() -> None:
     """Write interp/zoo/tiny from the checkpoint in --work."""
     from tokenizers import Tokenizer
@@ -87,18 +79,14 @@ def main() -> None:
     parser.add_argument("--verdict", default="", help="a sentence on how far training went")
     args = parser.parse_args()
     config = TinyConfig()
-    tensors, meta = read_checkpoint(args.work / "checkpoint.safetensors")
     model: Any = build_model(config).eval()
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
+    meta = load_weights(model, args.work / CHECKPOINT)
     held = np.load(args.work / "heldout.npy", mmap_mode="r")
     tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
     split = json.loads((args.work / "split.json").read_text())
     loss = heldout_loss(model, held, config, n=256)
-    FOLDER.mkdir(exist_ok=True)
-    for old in FOLDER.glob("model*"):
-        old.unlink()
-    model.half().save_pretrained(FOLDER, max_shard_size="3900KB")
-    save_tokenizer(args.work)
+    save_half(model, FOLDER)
+    save_tokenizer(tokenizer, FOLDER, config.context, **dict.fromkeys(("bos_token", "eos_token", "unk_token"), BOS))
     loss_half = heldout_loss(model.float(), held, config, n=256)
     scores = head_scores(load_model(model))
     characters = len(tokenizer.decode(held[:200_000].tolist())) / 200_000

@@ -3,10 +3,7 @@
     MECHSCOPE_DATA=... python -m interp.zoo.train_tiny --work build/tiny --tokens 40e6
 
 Every batch is a pure function of (seed, step), and the checkpoint holds weights and optimiser state, so a
-run that was stopped (Ctrl-C, kill -9) goes on where it was. Hidden matrices are trained by Muon (Jordan et al.
-2024, as in `torch.optim.Muon`), the rest by AdamW: on two cores tokens are the scarce thing, and Muon needs
-fewer of them. The learning rate is constant and then falls linearly to zero, so a longer `--tokens` given
-before the fall continues the same run.
+run that was stopped (Ctrl-C, kill -9) goes on where it was; optimisers and schedule are those of `interp.zoo.training`.
 
 A few per cent of the sequences repeat a span of themselves, because induction heads form late on fiction alone.
 """
@@ -16,17 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import tarfile
-import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interp.checkpoint import load_optimizer_tensors, optimizer_tensors, read_checkpoint, write_checkpoint
+from interp.zoo.training import Pace, build_gpt2, fit
 
 BOS = "<|endoftext|>"
 
@@ -127,40 +123,7 @@ def batch_at(ids: np.ndarray, line_starts: np.ndarray, config: TinyConfig, step:
 
 def build_model(config: TinyConfig) -> torch.nn.Module:
     """Return a freshly initialised `GPT2LMHeadModel`."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(config.seed)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab,
-            n_positions=config.context,
-            n_embd=config.d_model,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
-
-
-def build_optimizers(model: torch.nn.Module, config: TinyConfig) -> list[torch.optim.Optimizer]:
-    """Return [Muon for the blocks' matrices, AdamW for embeddings, gains and biases]."""
-    matrices = [p for n, p in model.named_parameters() if ".h." in n and p.ndim == 2]
-    rest = [p for n, p in model.named_parameters() if not (".h." in n and p.ndim == 2)]
-    muon = torch.optim.Muon(matrices, lr=2 * config.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
-    adam = torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    for optimizer in (muon, adam):
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
-    return [muon, adam]
-
-
-def rate(step: int, steps: int, warmup: int = 100, fall: float = 0.35) -> float:
-    """Return the learning-rate factor at `step`: up over `warmup`, flat, then down over the last `fall`."""
-    return min(1.0, (step + 1) / warmup, (steps - step) / (fall * steps))
+    return build_gpt2(config.vocab, config.context, config.d_model, config.n_layer, config.n_head, config.seed)
 
 
 @torch.inference_mode()
@@ -182,64 +145,22 @@ def train(config: TinyConfig, data: Path, work: Path, tokens: float, minutes: fl
     ids, held = prepare(config, data, work)
     newline = json.loads((work / "tokenizer.json").read_text())["model"]["vocab"]["Ċ"]
     line_starts = np.flatnonzero(np.asarray(ids) == newline) + 1
-    model = build_model(config)
-    optimizers = build_optimizers(model, config)
-    steps = round(tokens / (config.batch * config.context))
-    step, seconds = 0, 0.0
-    checkpoint = work / "checkpoint.safetensors"
-    if checkpoint.exists():
-        tensors, meta = read_checkpoint(checkpoint)
-        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
-        for i, optimizer in enumerate(optimizers):
-            load_optimizer_tensors(optimizer, tensors, prefix=f"optimizer{i}.")
-        step, seconds = meta["step"], meta["seconds"]
-    stop = {"now": False}
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sig, lambda *_: stop.update(now=True))
+    model: Any = build_model(config)
 
-    def save() -> None:
-        state = {f"model.{k}": v for k, v in model.state_dict().items() if k != "lm_head.weight"}
-        for i, optimizer in enumerate(optimizers):
-            state |= optimizer_tensors(optimizer, prefix=f"optimizer{i}.")
-        write_checkpoint(checkpoint, state, {"step": step, "seconds": seconds, "steps": steps})
-
-    log = (work / "log.jsonl").open("a")
-    started, since, saved = time.time(), time.time(), time.time()
-    running: list[float] = []
-    while step < steps and not stop["now"] and time.time() - started < 60 * minutes:
+    def loss_at(step: int) -> Tensor:
         batch = batch_at(ids, line_starts, config, step)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * rate(step, steps)
-        loss = model(input_ids=batch, labels=batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        running.append(float(loss.detach()))
-        step += 1
-        if step % 20 == 0:
-            now = time.time()
-            speed = 20 * batch.numel() / (now - since)
-            seconds, since = seconds + now - since, now
-            row = {
-                "step": step,
-                "tokens": step * batch.numel(),
-                "loss": round(float(np.mean(running)), 4),
-                "per_s": round(speed),
-            }
-            running.clear()
-            if step % 200 == 0:
-                row["heldout"] = round(heldout_loss(model.eval(), held, config), 4)
-                model.train()
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-        if time.time() - saved > 120:
-            save()
-            saved = time.time()
-    save()
-    log.close()
+        return model(input_ids=batch, labels=batch).loss
+
+    fit(
+        model,
+        config.lr,
+        loss_at,
+        lambda: {"loss": heldout_loss(model, held, config)},
+        work,
+        Pace(round(tokens / (config.batch * config.context)), minutes),
+        per_step=("tokens", config.batch * config.context),
+        recipe=asdict(config),
+    )
 
 
 def main() -> None:
