@@ -28,10 +28,13 @@ def show() -> None:
     page = st.navigation(
         [
             st.Page(state.HOME_PAGE, title="mechscope", default=True),
+            st.Page(state.DICTIONARIES_PAGE, title="Dictionaries · mechscope", url_path="dictionaries"),
             st.Page(state.FEATURES_PAGE, title="Features · mechscope", url_path="features"),
             st.Page(state.FEATURE_PAGE, title="Feature · mechscope", url_path="feature"),
             st.Page(state.PROMPT_PAGE, title="Prompt · mechscope", url_path="prompt"),
             st.Page(state.COMPARE_PAGE, title="Compare · mechscope", url_path="compare"),
+            st.Page(state.RELEVANCE_PAGE, title="Relevance · mechscope", url_path="relevance"),
+            st.Page(state.PATCHING_PAGE, title="Patching · mechscope", url_path="patching"),
         ],
         position="hidden",
     )

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from interp.hooks import Positions, patch
@@ -158,8 +158,8 @@ def steer(
         yield
 
 
-def where(positions: Positions, x: Float[Tensor, "*shape"], model: ModelHandle) -> Bool[Tensor, "batch pos"]:
-    """Return which positions of an activation [batch pos ...] are meant; None means all but BOS of what is read.
+def where(positions: Positions, x: Shaped[Tensor, "*shape"], model: ModelHandle) -> Bool[Tensor, "batch pos"]:
+    """Return which positions of an activation or a text [batch pos ...] are meant; None: all but BOS of what is read.
 
     Raises:
         ValueError: a position outside of the text, or a mask of another shape.

@@ -25,7 +25,7 @@ from interp.metrics import kl_divergence
 from interp.models import ModelHandle
 from interp.sites import Site
 from sae.model import Sae
-from sae.steering import check_steering, steer, values_at
+from sae.steering import check_steering, steer, values_at, where
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,6 +51,48 @@ class Effect:
     def kl(self) -> list[float]:
         """KL by position, row after row."""
         return self.positions.column("kl").to_pylist()
+
+
+def check_request(
+    model: ModelHandle,
+    tokens: Int[Tensor, "*batch pos"],
+    *,
+    positions: Positions = None,
+    top: int = 10,
+    new_tokens: int = 0,
+    temperature: float = 1.0,
+) -> None:
+    """Refuse what `effect` or `generate` would refuse, without running the model.
+
+    Args:
+        model: the model.
+        tokens: the text, ids.
+        positions: where a latent is to be changed, as in `sae.steering.steer`.
+        top: tokens in each list.
+        new_tokens: length of the continuations.
+        temperature: of the continuations.
+
+    Raises:
+        ValueError: a text without tokens or longer than the model reads, a position outside of it, or numbers out of
+            range.
+    """
+    tokens = tokens[None] if tokens.ndim == 1 else tokens
+    if top < 1:
+        raise ValueError(f"top must be 1 or more, got {top}.")
+    if new_tokens < 0:
+        raise ValueError(f"new_tokens must be 0 or more, got {new_tokens}.")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be a number from 0 on, got {temperature}.")
+    if tokens.shape[1] < 1:
+        raise ValueError("The text holds no token; give a few words.")
+    if tokens.shape[1] + new_tokens > model.n_ctx:
+        more = f" and {new_tokens} new ones" if new_tokens else ""
+        less = " or fewer new tokens" if new_tokens else ""
+        raise ValueError(
+            f"The text's {tokens.shape[1]} tokens{more} are more than the n_ctx={model.n_ctx} that the model reads. "
+            f"Take a shorter text{less}."
+        )
+    where(positions, tokens, model)
 
 
 def effect(
@@ -83,10 +125,9 @@ def effect(
         view: `hf` or `bridge`.
 
     Raises:
-        ValueError: what `steer` refuses, a position of `at` outside of the text, or `top` below 1.
+        ValueError: what `steer` and `check_request` refuse, or a position of `at` outside of the text.
     """
-    if top < 1:
-        raise ValueError(f"top must be 1 or more, got {top}.")
+    check_request(model, tokens, positions=positions, top=top)
     place = check_steering(model, site, sae, latent)
     tokens = tokens[None] if tokens.ndim == 1 else tokens
     listed = _listed(at, tokens.shape[1])
@@ -198,15 +239,7 @@ def generate(
         ValueError: numbers out of range, or more tokens than the model reads at a time.
     """
     tokens = tokens[None] if tokens.ndim == 1 else tokens
-    if new_tokens < 0:
-        raise ValueError(f"new_tokens must be 0 or more, got {new_tokens}.")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be a number from 0 on, got {temperature}.")
-    if tokens.shape[1] + new_tokens > model.n_ctx:
-        raise ValueError(
-            f"The text's {tokens.shape[1]} tokens and {new_tokens} new ones are more than the n_ctx={model.n_ctx} that "
-            "the model reads. Take a shorter text or fewer new tokens."
-        )
+    check_request(model, tokens, new_tokens=new_tokens, temperature=temperature)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(new_tokens):
         logits = model.logits(tokens)[:, -1].double().cpu()

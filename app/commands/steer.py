@@ -10,10 +10,12 @@ from app.command import Common
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
     from interp.models import ModelHandle
     from interp.runs import Run
     from interp.sites import Site
+    from interp.types import Recipe
     from sae.model import Sae
 
 ASKED = ("latent", "how", "value", "text", "positions", "top", "new_tokens", "temperature")
@@ -53,17 +55,40 @@ class Args(Common):
 
 def run(args: Args) -> dict[str, Any]:
     """Steer, or find what was steered; return the run, its numbers and what was gained and lost."""
-    from interp.config import to_json
-    from interp.runs import start_run
     from sae.model import load_sae
-    from sae.steering import Steering, check_steering
+    from sae.steering import Steering
 
     Steering(args.latent, args.how, args.value)  # refused before a model is loaded
     recipe = sources.recipe(args.recipe)
     subject = sources.subject(args.sae, args.runs)
     handle = sources.open_subject_model(subject, args.device, recipe)
-    sae = load_sae(subject.run, handle.device)
+    record = steered(args, subject, handle, load_sae(subject.run, handle.device), recipe)
+    return _show(record)
+
+
+def steered(args: Args, subject: sources.Subject, handle: ModelHandle, sae: Sae, recipe: Recipe = ()) -> Run:
+    """Return the finished run of what `args` asks for: made now, or found.
+
+    Args:
+        args: the request; its `sae`, `recipe` and `device` are what the others were loaded by.
+        subject: the dictionary's run and where it belongs.
+        handle: the model.
+        sae: the dictionary.
+        recipe: steps that the model has beyond those it was trained in.
+
+    Raises:
+        ValueError: the request does not fit dictionary, model or text; no run is begun then.
+    """
+    from interp.config import to_json
+    from interp.runs import start_run
+    from sae.steering import Steering, check_steering
+    from sae.steering_effect import check_request
+
+    Steering(args.latent, args.how, args.value)
     check_steering(handle, subject.site, sae, args.latent)
+    tokens = handle.tokens(args.text)
+    limits: dict[str, Any] = {name: getattr(args, name) for name in ("positions", "top", "new_tokens", "temperature")}
+    check_request(handle, tokens, **limits)
     config = {
         "model": to_json(handle.spec) if recipe else subject.run.config["model"],
         "weights": handle.digest(),
@@ -76,16 +101,15 @@ def run(args: Args) -> dict[str, Any]:
         if record.finished:
             console.note(f"{record.ref} is finished already")
         else:
-            _measure(args, sae, subject.site, handle, record)
-    return _show(record)
+            _measure(args, sae, subject.site, handle, tokens, record)
+    return record
 
 
-def _measure(args: Args, sae: Sae, site: Site, handle: ModelHandle, record: Run) -> None:
+def _measure(args: Args, sae: Sae, site: Site, handle: ModelHandle, tokens: Tensor, record: Run) -> None:
     """Write the tables, the continuations and the summary."""
     from sae.steering import steer
     from sae.steering_effect import effect, generate
 
-    tokens = handle.tokens(args.text)
     asked: dict[str, Any] = {"how": args.how, "value": args.value, "positions": args.positions}
     found = effect(handle, tokens, site, sae, args.latent, **asked, top=args.top)
     texts = None

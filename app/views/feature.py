@@ -16,6 +16,7 @@ from app.widgets.feature_card import badges, badges_html
 from app.widgets.links import links
 from app.widgets.live_box import live_box
 from app.widgets.notes import note_box, notes_of, workspace
+from app.widgets.steer_box import steer_box
 from app.widgets.text import count, number, safe, share, token_html
 from app.workspace import Note
 from interp.figures import activation_histogram
@@ -28,7 +29,10 @@ NEIGHBOURS = {
 MOMENTS = {
     "density": ("density", "share of tokens on which it fires", share),
     "count": ("fires on", "tokens of those read", count),
+    "density_negative": ("density below 0", "share of tokens on which it is negative", share),
+    "count_negative": ("below 0 on", "tokens of those read", count),
     "mean": ("mean", "of the activations where it fires", number),
+    "mean_negative": ("mean below 0", "of the negative activations", number),
     "second_moment": ("E[a²]", "mean square over all tokens, silent ones too", number),
     "skew": ("skew", "third moment about 0 over the second to the 3/2, where it fires", number),
     "kurtosis": ("kurtosis", "fourth moment about 0 over the second squared, where it fires", number),
@@ -60,10 +64,12 @@ def show() -> None:
             fired = live_box(features, row)
             with frame.section("Activations", "how often it takes each value"):
                 histogram(features, row, fired)
+            steer_box(features, row)
             examples(features, row)
         with left:
             note_box(workspace(features), latent, note)
-            with frame.section("Direct logits", "decoder row through the unembedding"):
+            aside = "; where it is negative, the other way round" if row.get("count_negative") else ""
+            with frame.section("Direct logits", f"decoder row through the unembedding{aside}"):
                 logits(features, latent)
             neighbours(features, latent)
             with frame.section("Statistics"):
@@ -117,10 +123,8 @@ def header(features: FeatureSet, row: dict[str, Any], note: Note) -> None:
     """Write number, label, badges and the figures that people look at first."""
     star = '<span class="ms-star" title="bookmarked">★</span>' if note.bookmarked else ""
     label = safe(note.label) if note.label else '<span class="none">no label yet</span>'
-    facts = {
-        "density": share(row.get("density")),
-        "largest": number(row.get("max")) if row.get("count") else "–",
-        "mean": number(row.get("mean")) if row.get("count") else "–",
+    facts = {"density": share(row.get("density"))} | (both_ends(row) if row.get("count_negative") else one_end(row))
+    facts |= {
         "fires on": f"{count(row.get('count'))} of {count(features.tokens)} tokens",
         "nearest": f"{row.get('nearest')} at {number(row.get('nearest_cosine'))}"
         if row.get("nearest") is not None
@@ -133,6 +137,27 @@ def header(features: FeatureSet, row: dict[str, Any], note: Note) -> None:
     )
 
 
+def one_end(row: dict[str, Any]) -> dict[str, str]:
+    """Return largest and mean activation of a latent without negative values."""
+    return {
+        key: number(row.get(name)) if row.get("count") else "–" for key, name in (("largest", "max"), ("mean", "mean"))
+    }
+
+
+def both_ends(row: dict[str, Any]) -> dict[str, str]:
+    """Return density, extreme and mean of both signs of a signed latent."""
+    count_above = (row.get("count") or 0) - row["count_negative"]
+    below, total = row["density_negative"], row.get("density") or 0.0
+    of_below = row["count_negative"] * (row.get("mean_negative") or 0.0)
+    above = ((row.get("mean") or 0.0) * (row.get("count") or 0) - of_below) / count_above if count_above else None
+    return {
+        "above 0": f"{share(total - below) if count_above else '0%'}, mean {number(above)}",
+        "largest": number(row.get("max")) if count_above else "–",
+        "below 0": f"{share(below)}, mean {number(row.get('mean_negative'))}",
+        "most negative": number(row.get("min")),
+    }
+
+
 def histogram(features: FeatureSet, row: dict[str, Any], fired: live.Fired | None) -> None:
     """Draw the histogram, with the reader's own text marked."""
     latent = int(row["latent"])
@@ -141,8 +166,9 @@ def histogram(features: FeatureSet, row: dict[str, Any], fired: live.Fired | Non
         return
     counts, edges = features.histogram(latent)
     at = fired.strongest(latent) if fired else None
-    marker = abs(fired.values(latent)[at]) if fired and at is not None else None
-    chart = activation_histogram(counts, edges, marker=marker, marker_label="your text")
+    marker = fired.values(latent)[at] if fired and at is not None else None
+    negative = features.negative(latent)
+    chart = activation_histogram(counts, edges, negative=negative, marker=marker, marker_label="your text")
     st.plotly_chart(chart, theme=None, key="histogram", config=frame.CHART, alt="Histogram of the activations")
 
 
@@ -214,6 +240,7 @@ def python(features: FeatureSet, latent: int) -> list[str]:
     lines = [
         *frame.opening(features),
         f'examples = features.examples({latent}, "top").to_pandas()',
+        *([f'negative = features.examples({latent}, "bottom").to_pandas()'] if features.signed else []),
         f"neighbours = features.neighbours({latent}).to_pandas()",
     ]
     if features.sae is not None:

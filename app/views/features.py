@@ -26,6 +26,7 @@ SHOW = {
     "dense": "fires at least as often as the limit on the right",
     "token-pure": f"one token makes most of the top activations (entropy below {TOKEN_PURE_BELOW} nats)",
     "dead": "never fired",
+    "two signs": "positive on some tokens and negative on others",
     "labelled": "has a label, note or bookmark of yours",
     "all": "every latent",
 }
@@ -69,8 +70,9 @@ def show() -> None:
 
 def controls(features: FeatureSet) -> Choice:
     """Draw the filters and return what they say."""
+    shows = [name for name in SHOW if name != "two signs" or features.signed]
     choices = {
-        "show": list(SHOW),
+        "show": shows,
         "in": WHERE,
         "dense": DENSE,
         "sort": sorts(features),
@@ -81,8 +83,8 @@ def controls(features: FeatureSet) -> Choice:
         frame.note(text)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="filters"):
         shown = st.segmented_control(
-            "Show", list(SHOW), default="alive", required=True, key="show", bind="query-params",
-            help="  \n".join(f"**{name}**: {text}" for name, text in SHOW.items()),
+            "Show", shows, default="alive", required=True, key="show", bind="query-params",
+            help="  \n".join(f"**{name}**: {SHOW[name]}" for name in shows),
         )  # fmt: skip
         dense = st.select_slider(
             "Dense from", DENSE, value=f"{100 * DENSE_FROM:g}%", key="dense", bind="query-params", width=180,
@@ -107,6 +109,7 @@ def select(features: FeatureSet, choice: Choice, notes: dict[int, Note]) -> NDAr
         "dense": lambda: density >= choice.dense_from,
         "token-pure": lambda: alive & (features.column("token_entropy") < TOKEN_PURE_BELOW),
         "dead": lambda: ~alive,
+        "two signs": lambda: two_signs(features),
         "labelled": lambda: np.isin(features.index, list(notes)),
         "all": lambda: np.ones_like(alive),
     }
@@ -114,6 +117,12 @@ def select(features: FeatureSet, choice: Choice, notes: dict[int, Note]) -> NDAr
     if choice.query:
         chosen = chosen & np.isin(features.index, matching(features, choice, notes))
     return chosen
+
+
+def two_signs(features: FeatureSet) -> NDArray[np.bool_]:
+    """Return which latents are positive on some tokens and negative on others."""
+    below = features.column("count_negative")
+    return (below > 0) & (below < features.column("count"))
 
 
 def matching(features: FeatureSet, choice: Choice, notes: dict[int, Note]) -> list[int]:
@@ -199,12 +208,20 @@ def cells(features: FeatureSet, part: NDArray[np.int64], notes: dict[int, Note])
     data: dict[str, Any] = {"latent": latents}
     if notes:
         data["label"] = [("★ " if n.bookmarked else "") + n.label if (n := notes.get(i)) else "" for i in latents]
-    lists = taken.column("top_tokens").to_pylist() if features.has("top_tokens") else [[]] * len(latents)
-    data["top tokens"] = [[visible(t or "", limit=16) for t in dict.fromkeys(tokens or [])] for tokens in lists]
-    for name in ("density", "max", "mean", "token_entropy", "nearest", "nearest_cosine"):
+    data["top tokens"] = tokens_of(features, taken, "top_tokens")
+    if features.signed:
+        data["bottom tokens"] = tokens_of(features, taken, "bottom_tokens")
+    ends = ("density_negative", "max", "min") if features.signed else ("max", "mean")
+    for name in ("density", *ends, "token_entropy", "nearest", "nearest_cosine"):
         if features.has(name):
-            data[name] = 100 * features.column(name)[part] if name == "density" else taken.column(name)
+            data[name] = 100 * features.column(name)[part] if name.startswith("density") else taken.column(name)
     return pa.table(data)
+
+
+def tokens_of(features: FeatureSet, taken: pa.Table, name: str) -> list[list[str]]:
+    """Return the tokens at one end of some latents, as they are written."""
+    lists = taken.column(name).to_pylist() if features.has(name) else [[]] * taken.num_rows
+    return [[visible(t or "", limit=16) for t in dict.fromkeys(tokens or [])] for tokens in lists]
 
 
 def columns(shown: pa.Table) -> dict[str, Any]:
@@ -215,11 +232,18 @@ def columns(shown: pa.Table) -> dict[str, Any]:
         "label": config.TextColumn("label", width=115),
         "top tokens": config.ListColumn(
             "top tokens",
-            width=185 if "label" in shown.column_names else 250,
+            width=185 if {"label", "bottom tokens"} & set(shown.column_names) else 250,
             help="Tokens at the largest activations, most active first",
+        ),
+        "bottom tokens": config.ListColumn(
+            "bottom tokens", width=185, help="Tokens at the most negative activations, most negative first"
+        ),
+        "density_negative": config.NumberColumn(
+            "below 0 %", format="%.3g", width=78, help="Share of tokens on which it is negative"
         ),
         "density": config.NumberColumn("density %", format="%.3g", width=80, help="Share of tokens on which it fires"),
         "max": config.NumberColumn("max", format="%.2f", width=70, help="Largest activation"),
+        "min": config.NumberColumn("min", format="%.2f", width=70, help="Most negative activation"),
         "mean": config.NumberColumn("mean", format="%.2f", width=70, help="Mean activation where it fires"),
         "token_entropy": config.NumberColumn(
             "entropy", format="%.2f", width=68, help="Entropy in nats of the tokens at its largest activations"

@@ -171,7 +171,7 @@ def read(reading: Reading, layers: Sequence[Known]) -> None:
     with right:
         predictions(reading, at)
     with left:
-        frame.heading("Features", "at the chosen token, in the order in which the model computes them")
+        frame.heading("Features", "at the chosen token, in the order of the model; open one to steer by it")
         st.html(HEAD)
         for i, one in enumerate(layers):
             lines = LINES if i == row else max(2, min(OTHER_LINES, 40 // len(layers)))

@@ -130,6 +130,11 @@ class FeatureSet:
         array.flags.writeable = False
         return array
 
+    @property
+    def signed(self) -> bool:
+        """Whether the code takes negative values, so that a latent has two ends; older runs do not say."""
+        return self.has("count_negative")
+
     def has(self, name: str) -> bool:
         """Return whether latents.parquet has the column `name`."""
         return name in self.latents.column_names
@@ -150,11 +155,14 @@ class FeatureSet:
 
     @cached_property
     def token_lines(self) -> list[str]:
-        """The first top tokens of each latent in one line, nothing hidden and short."""
+        """The first tokens at each end of each latent in one line, nothing hidden and short."""
         if not self.has("top_tokens"):
             return [""] * len(self)
-        lists = self.latents.column("top_tokens").to_pylist()
-        return [" ".join(visible(t or "", limit=12) for t in list(dict.fromkeys(tokens or []))[:3]) for tokens in lists]
+        tops = [_line(tokens) for tokens in self.latents.column("top_tokens").to_pylist()]
+        if not self.has("bottom_tokens"):
+            return tops
+        bottoms = [_line(tokens) for tokens in self.latents.column("bottom_tokens").to_pylist()]
+        return [f"{top} | − {bottom}" if bottom else top for top, bottom in zip(tops, bottoms, strict=True)]
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         """Return the text of each id; `<id>` for one that the vocabulary lacks."""
@@ -179,15 +187,27 @@ class FeatureSet:
             edges = np.asarray(self.run.tensors("histograms.safetensors")["edges"], dtype=np.float64)
             return self.run.rows("histograms.safetensors", "counts", at).astype(np.int64), edges
 
+    def negative(self, latent: int) -> NDArray[np.int64] | None:
+        """Return how many of the counts of `histogram` are of activations below 0; None where none can be."""
+        if not self.signed:
+            return None
+        with readable():
+            at = int(np.searchsorted(self.index, latent))
+            return self.run.rows("histograms.safetensors", "negative", at).astype(np.int64)
+
     def related(self, name: str, latent: int) -> list[dict[str, Any]]:
         """Return the rows of `latent` in logits.parquet or neighbours.parquet, best first."""
         with readable():
             rows = self.run.table(name, filters=[("latent", "==", latent)]).to_pylist()
             return sorted(rows, key=lambda row: row["rank"])
 
-    def top_tokens(self, latent: int) -> list[str]:
-        """Return the tokens with the largest activations of `latent`; [] where there are none."""
-        return list(self.row(latent).get("top_tokens") or [])
+    def top_tokens(self, latent: int, value: float = 1.0) -> list[str]:
+        """Return the tokens at the end of `latent` on which `value` lies, strongest first; [] where there are none."""
+        return list(self.row(latent).get("bottom_tokens" if value < 0 and self.signed else "top_tokens") or [])
+
+
+def _line(tokens: list[str | None] | None) -> str:
+    return " ".join(visible(token or "", limit=12) for token in list(dict.fromkeys(tokens or []))[:3])
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -237,9 +257,13 @@ def latents_with_text(features: FeatureSet, query: str) -> list[int]:
 
 
 def latents_with_top_token(features: FeatureSet, query: str) -> list[int]:
-    """Return the latents one of whose top tokens contains `query` (case aside)."""
-    lists = features.latents.column("top_tokens").combine_chunks()
-    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
-    hits = pc.match_substring(lists.flatten(), query, ignore_case=True)
-    rows = pc.list_parent_indices(lists).filter(hits).unique().to_numpy(zero_copy_only=False)
-    return [int(features.index[row]) for row in rows]
+    """Return the latents with a token at either end that contains `query` (case aside)."""
+    found: set[int] = set()
+    for name in ("top_tokens", "bottom_tokens"):
+        if features.has(name):
+            lists = features.latents.column(name).combine_chunks()
+            lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+            hits = pc.match_substring(lists.flatten(), query, ignore_case=True)
+            rows = pc.list_parent_indices(lists).filter(hits).unique().to_numpy(zero_copy_only=False)
+            found.update(int(features.index[row]) for row in rows)
+    return sorted(found)

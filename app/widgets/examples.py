@@ -41,34 +41,48 @@ def examples(features: FeatureSet, row: dict[str, Any]) -> None:
     for tab, group in zip(tabs, EXAMPLE_GROUPS, strict=True):
         if tab.open:
             with tab, frame.section():
-                strips(
-                    features,
-                    features.examples(latent, group),
-                    group,
-                    largest(row) if scale == "shared" else None,
-                    spaces,
-                )
+                ends = ["top", "bottom"] if group == "top" and row.get("count_negative") else [group]
+                found = [features.examples(latent, end) for end in ends]
+                strips(features, found, group, largest(row) if scale == "shared" else None, spaces)
 
 
-def strips(features: FeatureSet, found: list[Example], group: str, scale: float | None, spaces: bool) -> None:
-    """Draw one screen of examples in one piece of HTML, with a pager below where there are more."""
-    if not found:
+def strips(features: FeatureSet, found: list[list[Example]], group: str, scale: float | None, spaces: bool) -> None:
+    """Draw one screen of examples in one piece of HTML, with a pager below where there are more.
+
+    `found` is one list, or, of a signed latent, that of its positive and that of its negative end.
+    """
+    if not any(found):
         frame.note("There are none: " + _WHY_NONE[group])
         return
-    pages = math.ceil(len(found) / EXAMPLES)
+    size = EXAMPLES // len(found)
+    pages = max(math.ceil(len(part) / size) for part in found)
     key = f"page-{group}"
     if st.session_state.get(key, 1) > pages:
         st.session_state[key] = 1
     page = st.session_state.get(key, 1)
+    rows = []
+    for title, part in zip(ENDS, found, strict=False):
+        shown = part[(page - 1) * size : page * size]
+        if len(found) > 1:
+            rows.append(f'<div class="q">{title}{"" if part else ": it never is"}</div>')
+        rows += _rows(features, shown, group, scale, spaces)
+    st.html(f'<div class="ms-examples">{"".join(rows)}</div>')
+    if pages > 1:
+        st.pagination(pages, key=key)
+
+
+ENDS = ("most positive", "most negative")
+"""Headings of the two ends of a signed latent."""
+
+
+def _rows(features: FeatureSet, shown: list[Example], group: str, scale: float | None, spaces: bool) -> list[str]:
     rows, quantile = [], -1
-    for example in found[(page - 1) * EXAMPLES : page * EXAMPLES]:
+    for example in shown:
         if group == "quantile" and example.quantile != quantile:
             quantile = example.quantile
             rows.append(f'<div class="q">quantile {quantile + 1}</div>')
         rows.append(_example(features, example, scale, spaces))
-    st.html(f'<div class="ms-examples">{"".join(rows)}</div>')
-    if pages > 1:
-        st.pagination(pages, key=key)
+    return rows
 
 
 _WHY_NONE = {

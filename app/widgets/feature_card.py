@@ -18,6 +18,7 @@ TOKEN_PURE_BELOW = 0.35
 BADGES = {
     "dead": "Never fired on the tokens read.",
     "dense": "Fires on a large share of all tokens.",
+    "signed": "Its values have two signs; it is shown at both ends.",
     "token-pure": f"The entropy of its top tokens is below {TOKEN_PURE_BELOW} nats: about nine in ten are one token.",
 }
 
@@ -29,6 +30,7 @@ text-overflow:ellipsis;vertical-align:bottom;unicode-bidi:isolate}
 vertical-align:middle;border:1px solid}
 .ms-badge.dead{color:#5b6875;border-color:#c9d1d9;background:#f4f6f8}
 .ms-badge.dense{color:#9a4300;border-color:#edc7a6;background:#fdf3ea}
+.ms-badge.signed{color:#6a3d7c;border-color:#d3bfdc;background:#f7f2f9}
 .ms-badge.token-pure{color:#0b5c46;border-color:#a9d8c8;background:#edf8f4}
 .ms-card{font:14px/1.5 "Source Sans","Source Sans Pro",system-ui,sans-serif;max-width:46em}
 .ms-card b{font-weight:600}.ms-card .dim,.ms-line .dim{color:#5b6875}
@@ -47,6 +49,7 @@ def badges(row: Mapping[str, Any], dense_from: float = DENSE_FROM) -> list[str]:
     if density <= 0:
         return ["dead"]
     found = ["dense"] if density >= dense_from else []
+    found += ["signed"] if row.get("count_negative") else []
     pure = entropy is not None and entropy == entropy and entropy < TOKEN_PURE_BELOW
     return [*found, "token-pure"] if pure else found
 
@@ -86,13 +89,18 @@ class FeatureCard:
         label = f" <b>{safe(self.label)}</b>" if self.label else ""
         strip = self.strip.html() if self.strip else ""
         facts = f"density {share(self.row.get('density'))} · max {number(self.row.get('max'))}"
+        if self.row.get("count_negative"):
+            facts += f" · min {number(self.row.get('min'))} · below 0 {share(self.row.get('density_negative'))}"
         head = f"<b>{int(self.row['latent'])}</b>{label} {badges_html(badges(self.row))}"
         return f'<div class="ms-card">{head} <span class="dim">{facts}</span><div>{self._tokens()}</div>{strip}</div>'
 
     def _tokens(self) -> str:
-        tokens = list(self.row.get("top_tokens") or [])
-        if tokens:
-            return tokens_html(list(dict.fromkeys(tokens)))
+        top, bottom = (list(dict.fromkeys(self.row.get(f"{end}_tokens") or [])) for end in ("top", "bottom"))
+        if bottom:
+            ends = [("+", top)] if top else []
+            return " ".join(f'<b class="ms-end">{mark}</b>{tokens_html(end)}' for mark, end in [*ends, ("−", bottom)])
+        if top:
+            return tokens_html(top)
         return '<span class="dim">never fired</span>' if not self.row.get("density") else '<span class="dim">–</span>'
 
     def _repr_html_(self) -> str:

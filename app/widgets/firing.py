@@ -100,7 +100,7 @@ def rows(known: Known, latents: NDArray[np.int64], values: NDArray[np.float32], 
                     )  # fmt: skip
                     label = notes[latent].label if latent in notes else ""
                     about = f"<b>{safe(label)}</b> " if label else ""
-                    about += tokens_html(list(dict.fromkeys(features.top_tokens(latent))))
+                    about += tokens_html(list(dict.fromkeys(features.top_tokens(latent, value))))
                 st.html(line(value, scale, density, peak, about))
 
 

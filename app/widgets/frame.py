@@ -59,11 +59,14 @@ def navigation() -> None:
     run = {"run": name} if name else {}
     with st.container(horizontal=True, gap="xsmall", width="content", key="nav"):
         st.page_link(state.HOME_PAGE, label="mechscope", icon=":material/hub:", query_params=run)
+        st.page_link(state.DICTIONARIES_PAGE, label="Dictionaries", query_params=state.dictionaries_address(name))
         st.page_link(state.FEATURES_PAGE, label="Features", query_params=state.list_address(name) if name else {})
         there = state.feature_address(name, latent) if name and latent is not None else run
         st.page_link(state.FEATURE_PAGE, label="Feature", query_params=there)
         st.page_link(state.PROMPT_PAGE, label="Prompt", query_params=state.prompt_address(name))
         st.page_link(state.COMPARE_PAGE, label="Compare", query_params=state.compare_address(name))
+        for page, label in ((state.RELEVANCE_PAGE, "Relevance"), (state.PATCHING_PAGE, "Patching")):
+            st.page_link(page, label=label, query_params=state.attribution_address(label.lower(), name))
 
 
 def run_selector(root: Path) -> Run | None:

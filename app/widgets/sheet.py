@@ -52,6 +52,7 @@ border-bottom:1px solid #eef1f4;align-items:baseline}
 .ms-examples .e:last-child{border-bottom:0}
 .ms-examples .g{text-align:right;font-size:13.5px;font-variant-numeric:tabular-nums;color:#1c2733;line-height:1.4}
 .ms-examples .g small{display:block;font-size:11px;color:#8693a0;line-height:1.3}
+.ms-end{display:inline-block;width:1em;text-align:center;color:#5b6875;font-weight:600}
 .ms-examples .q{margin:8px 0 2px;font-size:12.5px;font-weight:600;color:#5b6875}
 .ms-logits{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:0 16px}
 .ms-logits .ms-table{table-layout:fixed}
@@ -61,6 +62,13 @@ border-bottom:1px solid #eef1f4;align-items:baseline}
 .ms-logits td.bar{padding:3px 6px 3px 0;vertical-align:middle}
 .ms-logits td.bar u{display:block;height:6px;border-radius:3px;background:#0072B2}
 .ms-logits td.bar u.neg{background:#D55E00}
+.ms-steer{gap:10px 24px}
+.ms-said{margin:0;padding:0!important}
+.ms-said div{display:grid;grid-template-columns:52px minmax(0,1fr);gap:0 12px;padding:5px 0;
+border-bottom:1px solid #eef1f4;font-size:13.5px;line-height:1.5}
+.ms-said dt{margin:0;font-weight:400;color:#5b6875}
+.ms-said dd{margin:0;overflow-wrap:anywhere;color:#1c2733}
+.ms-said dd span{color:#8693a0}
 .ms-title{font-size:20px;font-weight:600;color:#1c2733;line-height:1.4}
 .ms-title span{margin-left:12px;font-size:13px;font-weight:400;color:#5b6875;overflow-wrap:anywhere}
 .ms-run{font-size:13.5px;line-height:1.45}
@@ -91,6 +99,15 @@ font:13.5px/1.5 "Source Sans",system-ui,sans-serif;font-variant-numeric:tabular-
 [class*="st-key-fire-chosen"]{border-left-color:#2f6f9f}
 .ms-legend{display:inline-block;width:110px;height:9px;border-radius:3px;margin:0 6px;
 background:linear-gradient(90deg,#e9f1f8,#1f6fb2);vertical-align:baseline}
+.ms-side{display:grid;grid-template-columns:repeat(5,minmax(78px,1fr)) minmax(150px,1.6fr) minmax(110px,1.2fr);
+gap:0 14px;align-items:baseline;padding:4px 0;border-bottom:1px solid #eef1f4;font-size:13.5px;line-height:1.4;
+font-variant-numeric:tabular-nums;color:#1c2733}
+.ms-side .r{text-align:right;min-width:0}
+.st-key-links-sides{overflow-x:auto}
+.st-key-links-sides>[data-testid="stLayoutWrapper"]{min-width:980px}
+.ms-side small{display:block;font-size:11.5px;line-height:1.35;color:#5b6875;white-space:nowrap}
+.ms-side.head,.ms-side-name{color:#5b6875;font-size:12.5px}
+.ms-side.head [title]{cursor:help;text-decoration:underline dotted #c9d1d9;text-underline-offset:3px}
 .ms-table td.k{color:#5b6875}
 .ms-scroll{overflow-x:auto}
 .ms-sentence{margin:0;font-size:16px;line-height:1.55;color:#1c2733;max-width:62em;overflow-wrap:anywhere}
@@ -123,6 +140,23 @@ border-bottom:1px solid #eef1f4;align-items:baseline}
 min-width:max(31%,min(100%,300px))!important}
 .ms-curve{margin:0;font-size:13.5px;font-weight:600;line-height:1.4;color:#3d4a57}
 .ms-curve span{font-weight:400;color:#5b6875;margin-left:5px}
+.ms-strips .e{display:grid;grid-template-columns:96px minmax(0,1fr);gap:0 12px;padding:5px 0;
+border-bottom:1px solid #eef1f4;align-items:baseline}
+.ms-strips .e:last-child{border-bottom:0}
+.ms-align{border-collapse:separate;border-spacing:0;font-size:13px;line-height:1.4}
+.ms-align th{font-weight:400;color:#5b6875;font-size:12px;text-align:left;padding:2px 10px 2px 0;border:0;
+position:sticky;left:0;background:#fdfdfe}
+.ms-align td{padding:2px 6px;border:0;text-align:center;white-space:pre;color:#8693a0;font-size:12px;
+font-variant-numeric:tabular-nums}
+.ms-align td.e{font-size:11.5px}
+.ms-align td.t{color:#1c2733;font-size:13.5px;border-bottom:1px solid #eef1f4}
+.ms-align td.s{color:#a3adb8}
+.ms-align td.d{font-weight:600;color:#9a4300}
+.ms-align td.on{box-shadow:inset 1.5px 0 0 #1c2733,inset -1.5px 0 0 #1c2733}
+.ms-align tr:first-child td.on{box-shadow:inset 1.5px 0 0 #1c2733,inset -1.5px 0 0 #1c2733,inset 0 1.5px 0 #1c2733}
+.ms-align tr:last-child td.on{box-shadow:inset 1.5px 0 0 #1c2733,inset -1.5px 0 0 #1c2733,inset 0 -1.5px 0 #1c2733}
+.ms-strips .m{font-size:13.5px;line-height:1.35;color:#1c2733;overflow-wrap:anywhere}
+.ms-strips .m small{display:block;font-size:11.5px;color:#5b6875;font-variant-numeric:tabular-nums}
 
 .ms-narrow{max-width:760px}
 .ms-where{font-size:13.5px;color:#5b6875;overflow-wrap:anywhere}

@@ -14,7 +14,8 @@ from typing import Any
 import streamlit as st
 
 HOME_PAGE, FEATURES_PAGE, FEATURE_PAGE = "views/home.py", "views/features.py", "views/feature.py"
-PROMPT_PAGE, COMPARE_PAGE = "views/prompt.py", "views/compare.py"
+PROMPT_PAGE, COMPARE_PAGE, DICTIONARIES_PAGE = "views/prompt.py", "views/compare.py", "views/dictionaries.py"
+RELEVANCE_PAGE, PATCHING_PAGE = "views/relevance.py", "views/patching.py"
 TEXT_BYTES = 1000  # of a text in an address
 VIEW = {"ex": "Top", "scale": "shared", "spaces": False, "text": "", "vs": ""}
 """How the Feature page is set, with the defaults that an address leaves out; links between latents keep it."""
@@ -133,6 +134,37 @@ def keep_compare(defaults: Mapping[str, Any]) -> None:
 def compare_address(run: str | None) -> dict[str, str]:
     """Return the query parameters of the Compare page, as it was left."""
     return {**({"run": run} if run else {}), **st.session_state.get("_compare", {})}
+
+
+def keep_dictionaries(defaults: Mapping[str, Any]) -> None:
+    """Keep what the Dictionaries page is set to, where that differs from `defaults`, for the way back to it."""
+    found = {key: st.query_params.get(key) for key in ("g", "dict")}
+    found |= {key: st.session_state.get(key) for key in defaults}
+    st.session_state["_dictionaries"] = {k: str(v) for k, v in found.items() if v is not None and v != defaults.get(k)}
+
+
+def dictionaries_address(run: str | None) -> dict[str, str]:
+    """Return the query parameters of the Dictionaries page, as it was left."""
+    return {**({"run": run} if run else {}), **st.session_state.get("_dictionaries", {})}
+
+
+def keep_attribution(page: str, defaults: Mapping[str, Any]) -> None:
+    """Keep what the Relevance or the Patching page is set to; question and cell are common to both."""
+    common = {key: st.query_params.get(key) for key in ("ask", "l", "p", "h", "n")}
+    st.session_state["_attribution"] = {key: str(value) for key, value in common.items() if value is not None}
+    found = {key: st.query_params.get(key) for key in ("dir", "kind", "ax", "rank", "map")}
+    found |= {key: st.session_state.get(key) for key in defaults}
+    st.session_state[f"_{page}"] = {
+        key: str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in found.items()
+        if value is not None and value != defaults.get(key)
+    }
+
+
+def attribution_address(page: str, run: str | None) -> dict[str, str]:
+    """Return the query parameters of the Relevance or the Patching page, as it was left."""
+    kept = {**st.session_state.get("_attribution", {}), **st.session_state.get(f"_{page}", {})}
+    return {**({"run": run} if run else {}), **kept}
 
 
 def keep_list(defaults: Mapping[str, Any]) -> None:

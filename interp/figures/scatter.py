@@ -15,6 +15,9 @@ from interp.figures.style import BLUE, ORANGE, POINTS_AS_SVG, figure
 METRICS: dict[str, str] = {
     "max": "largest activation",
     "mean": "mean of the active",
+    "min": "smallest activation",
+    "density_negative": "density of the negative activations",
+    "mean_negative": "mean of the negative activations",
     "nearest_cosine": "cosine to the nearest decoder row",
     "enc_dec_cosine": "cosine of encoder and decoder",
     "token_entropy": "entropy of the top tokens (nats)",

@@ -10,7 +10,7 @@ class FeaturesConfig:
     """What `describe_features` collects for each latent."""
 
     n_top: int = 20
-    """Examples with the largest |activation|, at most two from one block."""
+    """Examples at each end (largest, and of signed latents most negative), at most two from one block."""
     n_quantiles: int = 10
     """Equally filled bins of |activation| that examples are drawn from."""
     per_quantile: int = 5

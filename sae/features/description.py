@@ -81,12 +81,12 @@ def describe_features(
             on_progress=lambda done: hear(done, total, "tokens"),
         )
         words = vocabulary(handle)
-        top, examples = _write_activations(run, collector, blocks, config, hear)
+        ends, examples = _write_activations(run, collector, blocks, config, hear)
         together = coactive(spool, counts.kept, config.neighbours)
     decoder, encoder = (nearest(rows.detach(), max(config.neighbours, 1)) for rows in (sae.W_dec, sae.W_enc))
     moments = collector.moments
     statistics = moments.columns() | weight_columns(place, sae)
-    write_latents(run, sae, statistics, decoder, top, blocks.tokens.numpy(), words)
+    write_latents(run, sae, statistics, decoder, ends, blocks.tokens.numpy(), words)
     last = len(place.writes) - 1
     atoms = place.parts(sae.W_dec.detach())[last]
     write_logits(run, direct_logits(place.models[0], place.writes[last], atoms, config.logits))
@@ -116,7 +116,7 @@ def weight_columns(place: Placement, sae: Sae) -> dict[str, Tensor]:
 
 def _summary(moments: Moments, counts: Counts, examples: int) -> dict[str, float]:
     alive = moments.density[moments.count > 0]
-    return {
+    summary: dict[str, float] = {
         "latents": len(moments.count),
         "tokens": counts.kept,
         "dead": moments.dead,
@@ -126,6 +126,9 @@ def _summary(moments: Moments, counts: Counts, examples: int) -> dict[str, float
         "excluded_share": 1 - counts.kept / counts.positions,
         "nonfinite": counts.nonfinite,
     }
+    if moments.signed:
+        summary["signed"] = int(((moments.below > 0) & (moments.below < moments.count)).sum())
+    return summary
 
 
 def _silent(done: int, total: int, unit: str) -> None:
@@ -140,26 +143,30 @@ def vocabulary(handle: ModelHandle) -> list[str]:
 def _write_activations(
     run: Run, collector: Collector, blocks: Blocks, config: FeaturesConfig, on_progress: Progress
 ) -> tuple[Examples, int]:
-    """Write examples and histograms, a few latents at a time; return (the top examples of all, number of examples)."""
+    """Write examples and histograms, a few latents at a time; return (the examples of both ends, number of all)."""
     moments, spool, d_sae = collector.moments, collector.spool, collector.sae.d_sae
     extremes = np.abs([moments.largest, moments.smallest])[:, moments.count > 0]
     edges = histogram_edges(_least_magnitude(spool), float(extremes.max(initial=0)))
     lengths = blocks.keep.sum(1).numpy()
     token_ids = blocks.tokens.to(torch.int32).numpy()
     near_values, near_tokens = collector.near.values.cpu().numpy(), collector.near.tokens.cpu().numpy()
-    counts, tops, written = [], [], 0
+    counts, below, ends, written = [], [], [], 0
     with writing(run, tables.EXAMPLES) as writer:
         for chunk in spool.chunks():
             part = slice(chunk.first, chunk.last)
             found = choose(chunk, blocks.context, config, near_values[part], near_tokens[part])
             writer.write_table(examples_table(found, chunk, token_ids, lengths, config.window), ROW_GROUP)
             counts.append(histogram(chunk.latents, chunk.values, edges, len(chunk)))
-            top = found.take(found.groups == GROUPS.index("top"))
-            tops.append(top._replace(latents=top.latents + chunk.first))
+            if moments.signed:
+                negative = chunk.values < 0
+                below.append(histogram(chunk.latents[negative], chunk.values[negative], edges, len(chunk)))
+            end = found.take(np.isin(found.groups, [GROUPS.index(name) for name in ("top", "bottom")]))
+            ends.append(end._replace(latents=end.latents + chunk.first))
             written += len(found.latents)
             on_progress(chunk.last, d_sae, "latents")
-    run.save_tensors(tables.HISTOGRAMS, {"counts": np.concatenate(counts), "edges": edges})
-    return Examples.concatenate(tops), written
+    signed = {"negative": np.concatenate(below)} if below else {}
+    run.save_tensors(tables.HISTOGRAMS, {"counts": np.concatenate(counts), "edges": edges, **signed})
+    return Examples.concatenate(ends), written
 
 
 def _least_magnitude(spool: Spool) -> float:

@@ -1,13 +1,14 @@
 """Which tokens to show for each latent, and what stands around them.
 
-    top        largest |activation|, at most PER_BLOCK from one block
+    top        largest activation above 0, at most PER_BLOCK from one block
     quantile   the activations sorted by size and cut into equally filled bins; some of each bin, drawn uniformly
     random     drawn uniformly from all tokens on which the latent is active
     near_miss  see `sae.features.near_miss`
+    bottom     as top, but the most negative ones; only latents with negative values have any
 
-"Large" is by absolute value: of a latent with both signs the strongest tokens of either sign are on top. All
-activations of a latent are at hand (`sae.features.spool`), so quantiles are exact. Draws go by a hash of (seed,
-latent, token): the same tokens are chosen whatever the batches were.
+A latent with both signs is a line with two ends, and each end is shown. All activations of a latent are at hand
+(`sae.features.spool`), so quantiles are exact. Draws go by a hash of (seed, latent, token): the same tokens are chosen
+whatever the batches were.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from numpy.typing import NDArray
 from sae.features.config import FeaturesConfig
 from sae.features.groups import HASH_BITS, draw, first_of_each, order_by, ragged, ranks
 from sae.features.spool import Chunk
+from sae.features.tables import GROUPS
 
-GROUPS = ("top", "quantile", "random", "near_miss")
-"""The groups, in the order in which a latent's examples stand."""
 PER_BLOCK = 2
-"""Top examples of one latent from one block, at most."""
+"""Examples of one end of a latent from one block, at most."""
 
 _FLOAT_BITS = 31
 _LARGEST = np.int64(2**_FLOAT_BITS - 1)
@@ -70,19 +70,30 @@ def choose(
     magnitude = np.abs(chunk.values).view(np.int32).astype(np.int64)  # of positive floats the bits are in order
     descending = order_by(latents, _LARGEST - magnitude, _FLOAT_BITS)
     parts = [
-        _top(chunk, latents, magnitude, descending, context, config.n_top),
+        _end(chunk, latents, magnitude, descending, context, config.n_top, "top"),
         _quantiles(chunk, latents, magnitude, descending, config),
         _random(chunk, latents, magnitude, config),
         _near(near_values, near_tokens),
+        _end(chunk, latents, magnitude, descending, context, config.n_top, "bottom"),
     ]
     return Examples.concatenate(parts)
 
 
-def _top(chunk: Chunk, latents: NDArray, magnitude: NDArray, descending: NDArray, context: int, count: int) -> Examples:
-    allowed = descending[_strongest_of_block(latents, chunk.tokens // context, magnitude)[descending]]
+def _end(
+    chunk: Chunk,
+    latents: NDArray,
+    magnitude: NDArray,
+    descending: NDArray,
+    context: int,
+    count: int,
+    group: str,
+) -> Examples:
+    """Return the strongest activations of one sign: the group `top` or `bottom`."""
+    own = np.where((chunk.values > 0) == (group == "top"), magnitude, 0)
+    allowed = descending[_strongest_of_block(latents, chunk.tokens // context, own)[descending]]
     places = ranks(latents[allowed])
     chosen = places < count
-    return _active(chunk, latents, allowed[chosen], "top", places[chosen])
+    return _active(chunk, latents, allowed[chosen], group, places[chosen])
 
 
 def _strongest_of_block(latents: NDArray, blocks: NDArray, magnitude: NDArray) -> NDArray[np.bool_]:

@@ -6,7 +6,8 @@ With a the activation of one latent, sums run over the n tokens on which it is a
     skew = m3 / m2^1.5    kurtosis = m4 / m2^2    with m_p = sum a^p / n
 
 Skew and kurtosis use moments about zero, not about the mean: a latent has a natural zero, and that is where it is
-silent. A constant positive activation has skew and kurtosis 1.
+silent. A constant positive activation has skew and kurtosis 1. Of a latent with both signs the negative part is also
+counted by itself; the positive part is the rest.
 """
 
 from __future__ import annotations
@@ -37,12 +38,17 @@ class Moments:
     """Largest activation, -inf where there is none."""
     smallest: NDArray[np.float32]
     """Smallest activation, inf where there is none."""
+    below: NDArray[np.int64]
+    """Tokens on which the latent is negative."""
+    below_sum: NDArray[np.float64]
+    """Sum of its negative activations."""
 
     @classmethod
     def empty(cls, d_sae: int) -> Moments:
         """Return the statistics of no token."""
         infinite = np.full(d_sae, np.inf, np.float32)
-        return cls(0, np.zeros(d_sae, np.int64), np.zeros((4, d_sae)), -infinite, infinite)
+        none = np.zeros(d_sae, np.int64)
+        return cls(0, none, np.zeros((4, d_sae)), -infinite, infinite, none.copy(), np.zeros(d_sae))
 
     def add(self, latents: NDArray[np.int64], values: NDArray[np.float32], tokens: int) -> None:
         """Count the active slots (values != 0) of `tokens` more tokens."""
@@ -56,6 +62,10 @@ class Moments:
             total += np.bincount(latents, power, d_sae)
         np.maximum.at(self.largest, latents, values)
         np.minimum.at(self.smallest, latents, values)
+        negative = wide < 0
+        if negative.any():
+            self.below += np.bincount(latents[negative], minlength=d_sae)
+            self.below_sum += np.bincount(latents[negative], wide[negative], d_sae)
 
     def merge(self, other: Moments) -> Moments:
         """Return the statistics of both sets of tokens."""
@@ -65,6 +75,8 @@ class Moments:
             self.sums + other.sums,
             np.maximum(self.largest, other.largest),
             np.minimum(self.smallest, other.smallest),
+            self.below + other.below,
+            self.below_sum + other.below_sum,
         )
 
     @property
@@ -82,13 +94,21 @@ class Moments:
         """Active latents per kept token."""
         return int(self.count.sum()) / max(self.tokens, 1)
 
+    @property
+    def signed(self) -> bool:
+        """Whether any activation was negative."""
+        return bool(self.below.any())
+
     def columns(self) -> dict[str, NDArray]:
-        """Return the columns count ... min of latents.parquet; NaN where a latent was never active."""
+        """Return the columns count ... min of latents.parquet; NaN where a latent was never active.
+
+        If any activation was negative there are also `count_negative`, `density_negative` and `mean_negative`.
+        """
         with np.errstate(invalid="ignore", divide="ignore"):
             first, second, third, fourth = self.sums / self.count
             skew, kurtosis = third / second**1.5, fourth / second**2
         alive = self.count > 0
-        return {
+        columns = {
             "count": self.count,
             "density": self.density,
             "mean": first,
@@ -97,6 +117,16 @@ class Moments:
             "kurtosis": kurtosis,
             "max": np.where(alive, self.largest, np.nan).astype(np.float32),
             "min": np.where(alive, self.smallest, np.nan).astype(np.float32),
+        }
+        return columns | self._below() if self.signed else columns
+
+    def _below(self) -> dict[str, NDArray]:
+        """Return the columns that only signed codes have."""
+        mean = np.divide(self.below_sum, self.below, out=np.full(len(self.below), np.nan), where=self.below > 0)
+        return {
+            "count_negative": self.below,
+            "density_negative": self.below / max(self.tokens, 1),
+            "mean_negative": mean,
         }
 
 

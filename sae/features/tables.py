@@ -2,7 +2,8 @@
 
     latents.parquet          one row for each latent
     examples.parquet         tokens it responds to (`sae.features.examples`), in row groups of some dozen latents
-    histograms.safetensors   counts [d_sae bins] of |activation| between edges [bins + 1]
+    histograms.safetensors   counts [d_sae bins] of |activation| between edges [bins + 1]; of signed codes also
+                             negative [d_sae bins], those of them below 0
     logits.parquet           ends of the direct logit weights
     neighbours.parquet       nearest latents by decoder, by encoder and by co-activation
     vocab.parquet            text of each token id; any character can be in it
@@ -35,6 +36,7 @@ LATENTS, EXAMPLES, LOGITS = "latents.parquet", "examples.parquet", "logits.parqu
 NEIGHBOURS, VOCAB, HISTOGRAMS = "neighbours.parquet", "vocab.parquet", "histograms.safetensors"
 
 _i16, _i32, _f32, _f64, _text = pa.int16(), pa.int32(), pa.float32(), pa.float64(), pa.string()
+_list = pa.list_(_text)
 
 SCHEMAS = {
     LATENTS: pa.schema(
@@ -52,7 +54,7 @@ SCHEMAS = {
             ("decoder_norm", _f32),
             ("encoder_norm", _f32),
             ("bias", _f32),
-            ("top_tokens", pa.list_(_text)),
+            ("top_tokens", _list),
             ("token_entropy", _f32),
             ("nearest", _i32),
             ("nearest_cosine", _f32),
@@ -78,8 +80,18 @@ SCHEMAS = {
 }
 """Columns of each table. What a latent that was never active lacks (mean, max, ...) is null.
 
-A crosscoder's latents.parquet has more: `sae.features.description.weight_columns`.
+Latents.parquet of a crosscoder has more (`sae.features.description.weight_columns`), and so has that of a signed code
+(`SIGNED`).
 """
+
+SIGNED = pa.schema(
+    [("count_negative", pa.int64()), ("density_negative", _f64), ("mean_negative", _f64), ("bottom_tokens", _list)]
+)
+"""Further columns of latents.parquet where any activation was negative; a table without them is of a code that is never
+negative. `count`, `density`, `mean` are of both signs together, `top_tokens` of the largest activations above 0."""
+GROUPS = ("top", "quantile", "random", "near_miss", "bottom")
+"""Groups of examples, in the order in which a latent's examples stand. `bottom`, the most negative ones, only signed
+codes have."""
 
 
 class Histogram(NamedTuple):
@@ -89,6 +101,8 @@ class Histogram(NamedTuple):
     """Tokens in each bin."""
     edges: NDArray[np.float32]
     """Edges of |activation|, geometric, one more than bins; the first bin also holds what is smaller."""
+    negative: NDArray[np.int64] | None = None
+    """Tokens in each bin whose activation is below 0, already in `counts`; None where the code has no such values."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +121,20 @@ class Features:
         """One row for each latent: density, moments, norms, top tokens."""
         return self.run.table(LATENTS)
 
+    @property
+    def signed(self) -> bool:
+        """Whether the code takes negative values, so that a latent has two ends."""
+        return SIGNED.names[0] in self.latents.column_names
+
     @cached_property
     def vocabulary(self) -> list[str]:
         """The text of each token id."""
         return self.run.table(VOCAB).column("text").to_pylist()
 
     def examples(self, latent: int, group: str | None = None) -> pa.Table:
-        """Return the examples of one latent, of one group ("top", "quantile", "random", "near_miss") or of all."""
+        """Return the examples of one latent, of one group (see `GROUPS`) or of all."""
         found = self._of(EXAMPLES, latent)
-        return found if group is None else self._only(found, "group", group, ("top", "quantile", "random", "near_miss"))
+        return found if group is None else self._only(found, "group", group, GROUPS)
 
     def logits(self, latent: int) -> pa.Table:
         """Return the ends of the direct logit weights of one latent; empty where the site has no direct path."""
@@ -129,7 +148,8 @@ class Features:
     def histogram(self, latent: int) -> Histogram:
         """Return the histogram of one latent."""
         self._check(latent)
-        return Histogram(self.run.rows(HISTOGRAMS, "counts", latent), self._edges)
+        negative = self.run.rows(HISTOGRAMS, "negative", latent) if self._has_negative else None
+        return Histogram(self.run.rows(HISTOGRAMS, "counts", latent), self._edges, negative)
 
     def __repr__(self) -> str:
         """Return the run and the number of latents."""
@@ -139,11 +159,16 @@ class Features:
         """Return one line for notebooks."""
         told = self.run.summary
         figures = [f"{told[key]:,} {key}" for key in ("latents", "dead", "tokens", "examples") if key in told]
+        figures += [f"{told['signed']:,} with both signs"] if told.get("signed") else []
         return f"<b>{escape(self.run.ref)}</b> · {escape(str(self.run.config.get('site')))} · {' · '.join(figures)}"
 
     @cached_property
     def _edges(self) -> NDArray[np.float32]:
         return self.run.rows(HISTOGRAMS, "edges", slice(None))
+
+    @cached_property
+    def _has_negative(self) -> bool:
+        return "negative" in self.run.tensor_info(HISTOGRAMS)[0]
 
     def _check(self, latent: int) -> None:
         if not 0 <= latent < len(self):

@@ -57,12 +57,14 @@ def write_latents(
     sae: Sae,
     statistics: dict[str, Any],
     decoder: tuple[Tensor, Tensor],
-    top: Examples,
+    ends: Examples,
     tokens: NDArray[np.int32],
     words: list[str],
 ) -> None:
-    """Write latents.parquet: norms, nearest latent, what the top examples say about the tokens, and `statistics`."""
-    ids = tokens.ravel()[top.tokens].astype(np.int64)
+    """Write latents.parquet: norms, nearest latent, what the examples at its ends say of the tokens, `statistics`."""
+    ids = tokens.ravel()[ends.tokens].astype(np.int64)
+    top = ends.groups == GROUPS.index("top")
+    strong = _of_stronger_end(ends, statistics)
     alone = decoder[0].shape[1] == 0
     columns = {
         "latent": np.arange(sae.d_sae),
@@ -70,16 +72,25 @@ def write_latents(
         "decoder_norm": sae.W_dec.detach().norm(dim=1),
         "encoder_norm": sae.W_enc.detach().norm(dim=1),
         "bias": sae.b_enc.detach(),
-        "top_tokens": _top_tokens(top.latents, ids, sae.d_sae, words),
-        "token_entropy": entropy(top.latents, ids, sae.d_sae, len(words)),
+        "top_tokens": _first_tokens(ends.latents[top], ids[top], sae.d_sae, words),
+        "token_entropy": entropy(ends.latents[strong], ids[strong], sae.d_sae, len(words)),
         "nearest": [None] * sae.d_sae if alone else decoder[1][:, 0],
         "nearest_cosine": [None] * sae.d_sae if alone else decoder[0][:, 0],
     }
+    if "count_negative" in statistics:
+        columns["bottom_tokens"] = _first_tokens(ends.latents[~top], ids[~top], sae.d_sae, words)
     save(run, tables.LATENTS, columns)
 
 
-def _top_tokens(latents: NDArray[np.int64], ids: NDArray[np.int64], d_sae: int, words: list[str]) -> list[list[str]]:
-    """Return for each latent the distinct tokens of its top examples, strongest first."""
+def _of_stronger_end(ends: Examples, statistics: dict[str, Any]) -> NDArray[np.bool_]:
+    """Return which examples belong to the end of their latent that reaches further: of an unsigned code all."""
+    largest, smallest = (np.nan_to_num(statistics[name]) for name in ("max", "min"))
+    turned = -smallest > np.maximum(largest, 0)
+    return (ends.groups == GROUPS.index("bottom")) == turned[ends.latents]
+
+
+def _first_tokens(latents: NDArray[np.int64], ids: NDArray[np.int64], d_sae: int, words: list[str]) -> list[list[str]]:
+    """Return for each latent the distinct tokens of some of its examples, strongest first."""
     _, first = np.unique(latents * len(words) + ids, return_index=True)
     first = np.sort(first)
     first = first[ranks(latents[first]) < TOP_TOKENS]
@@ -131,10 +142,11 @@ def _save_lists(
 
 
 def _table(name: str, columns: dict[str, Any]) -> pa.Table:
-    """Return `columns` as the table `name`; NaN becomes null. Further columns come last, as float32."""
+    """Return `columns` as the table `name`; NaN becomes null. Further columns come last, as in `SIGNED` or float32."""
     schema = tables.SCHEMAS[name]
     for more in (column for column in columns if column not in schema.names):
-        schema = schema.append(pa.field(more, pa.float32()))
+        known = tables.SIGNED.field(more) if more in tables.SIGNED.names else pa.field(more, pa.float32())
+        schema = schema.append(known)
     arrays = []
     for entry in schema:
         column = columns[entry.name]

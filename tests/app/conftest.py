@@ -13,7 +13,8 @@ from tests.comparison_runs import Compared, write_comparisons
 from tests.explorer_runs import Written, write_runs
 
 MAIN = Path(__file__).resolve().parents[2] / "app" / "main.py"
-PAGES = {name: f"views/{name}.py" for name in ("features", "feature", "prompt", "compare")} | {"home": None}
+NAMES = ("dictionaries", "features", "feature", "prompt", "compare")
+PAGES = {name: f"views/{name}.py" for name in NAMES} | {"home": None}
 OpenPage = Callable[..., AppTest]
 
 

@@ -16,7 +16,8 @@ import json, sys
 from streamlit.testing.v1 import AppTest
 from app.commands import explore
 at = AppTest.from_file(sys.argv[1], default_timeout=120).run()
-for page in ("views/features.py", "views/feature.py", "views/prompt.py", "views/compare.py"):
+pages = ("dictionaries", "features", "feature", "prompt", "compare")
+for page in (f"views/{name}.py" for name in pages):
     at.switch_page(page).run()
     assert not at.exception
     assert at.get("plotly_chart") or at.text_area, "the page is empty"

@@ -83,11 +83,18 @@ def test_a_run_with_tables(trained: Run, capsys: Any, no_network: None) -> None:
         (["--latent", "1", "--how", "ablate", "--value", "1"], "takes no value"),
         (["--latent", "1", "--how", "ablate", "--new-tokens", "60"], "n_ctx=64"),
         (["--latent", "1", "--how", "ablate", "--positions", "50"], "positions must lie in 0.."),
+        (["--latent", "1", "--how", "ablate", "--positions", "0", "-40"], "positions must lie in 0.."),
+        (["--latent", "1", "--how", "ablate", "--new-tokens", "-1"], "new_tokens must be 0 or more"),
+        (["--latent", "1", "--how", "ablate", "--temperature", "-1"], "temperature must be a number from 0 on"),
+        (["--latent", "1", "--how", "ablate", "--top", "0"], "top must be 1 or more"),
+        (["--latent", "1", "--how", "ablate", "--new-tokens", "0", "--text", "word " * 80], "Take a shorter text."),
     ],
 )
-def test_refusals(trained: Run, options: list[str], message: str, capsys: Any) -> None:
+def test_refusals_begin_no_run(trained: Run, options: list[str], message: str, capsys: Any) -> None:
+    before = sorted(trained.root.glob("steering/*"))
     assert main(["steer", "--sae", trained.id, "--text", TEXT, "--runs", str(trained.root), *options]) == 2
     assert message in capsys.readouterr().err
+    assert sorted(trained.root.glob("steering/*")) == before
 
 
 def test_a_transcoder_is_refused(model_folder: Path, tmp_path: Path, capsys: Any) -> None:

@@ -17,7 +17,9 @@ import pytest
 
 from app.commands.explore import Explorer, start
 from tests.comparison_runs import Compared, write_comparisons
+from tests.dictionary_runs import write_dictionaries
 from tests.explorer_runs import HOSTILE, Written, random_dictionary, write_runs
+from tests.signed_runs import dictionary_with_atoms, write_signed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -147,6 +149,7 @@ def visit(browser: Browser, server: Explorer, tmp_path: Path) -> Iterator[Visit]
     ("name", "path", "ready"),
     [
         ("home", "/", ".ms-run"),
+        ("dictionaries", "/dictionaries", ".js-plotly-plot"),
         ("features", "/features", ".js-plotly-plot"),
         ("feature", "/feature?f=12", ".js-plotly-plot"),
         ("feature-dead", "/feature?f=23", ".ms-foot"),
@@ -495,3 +498,90 @@ def test_a_second_model_on_the_feature_page_stays_on_the_next_latent(visit: Visi
     wait_address(visit, vs=compared.four.name)
     visit.shot("feature-second-model")
     visit.check()
+
+
+@pytest.fixture(scope="module")
+def shelf_server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explorer]:
+    """The explorer on dictionaries of several rules, and on a signed one of a random model that can be steered by."""
+    root = tmp_path_factory.mktemp("browser-shelf") / "runs"
+    write_dictionaries(root)
+    made = {"model": str(model_folder), "site": "resid_post.1", "d_sae": 64, "d_in": 32}
+    write_signed(write_runs(root, save=dictionary_with_atoms, **made))
+    process = start(root)
+    try:
+        process.wait_ready()
+        yield process
+    finally:
+        process.stop()
+
+
+@pytest.fixture
+def shelf(browser: Browser, shelf_server: Explorer, tmp_path: Path) -> Iterator[Visit]:
+    shots = Path(os.environ.get("MECHSCOPE_SHOTS") or tmp_path)
+    shots.mkdir(parents=True, exist_ok=True)
+    page = browser.new_page(viewport={"width": 1400, "height": 1500})
+    yield Visit(page, shelf_server.url, shots)
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+def test_dictionaries_of_several_rules_fit_every_screen(shelf: Visit, width: int) -> None:
+    shelf.page.set_viewport_size({"width": width, "height": 1500})
+    shelf.open("/dictionaries", ".js-plotly-plot")
+    shelf.settle()
+    assert shelf.page.locator(".ms-side").count() == 4  # the heads and three rules
+    assert shelf.page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= width
+    shelf.shot(f"dictionaries-rules-{width}")
+    shelf.check()
+
+
+def test_a_click_on_a_point_and_on_a_rule_choose_the_dictionary(shelf: Visit) -> None:
+    shelf.open("/dictionaries", ".js-plotly-plot")
+    shelf.settle()
+    name = shelf.page.locator(".ms-run .name")
+    assert "topk-128" in name.inner_text()
+    hover(shelf, ".st-key-pareto .scatterlayer .trace path.point")
+    shelf.page.locator(".st-key-pareto .hoverlayer .hovertext", has_text="abs_topk").wait_for()
+    shelf.page.mouse.down()
+    shelf.page.mouse.up()
+    shelf.page.locator(".ms-run .name", has_text="abs_topk").wait_for()
+    wait_address(shelf, dict="abs_topk")
+    shelf.settle()
+    shelf.page.locator(".st-key-links-sides a", has_text="batch_topk").click()
+    shelf.page.locator(".ms-run .name", has_text="batch_topk").wait_for()
+    wait_address(shelf, dict="batch_topk")
+    shelf.settle()
+    shelf.page.locator(".st-key-pareto .ms-mark").wait_for()
+    shelf.check()
+
+
+def test_a_signed_latent_is_steered_and_the_address_keeps_the_answer(shelf: Visit) -> None:
+    shelf.open("/feature?f=12")
+    assert shelf.page.locator(".ms-examples .q").all_inner_texts() == ["most positive", "most negative"]
+    box = shelf.page.get_by_placeholder("A text for the model to read")
+    box.fill("the cat <b>sat</b> $z$")
+    shelf.page.locator(".st-key-steer-how").get_by_text("add", exact=True).click()
+    shelf.page.locator(".st-key-steer-run button").click()
+    shelf.page.locator(".ms-steer").wait_for()
+    wait_address(shelf, steer="")
+    shelf.page.wait_for_function("new URLSearchParams(location.search).get('steer')?.length === 8")
+    shelf.settle()
+    shelf.page.locator(".st-key-steer-run").scroll_into_view_if_needed()
+    shelf.shot("steer")
+    said = shelf.page.locator(".ms-said").inner_text()
+    assert "<b>sat</b>" in said
+    assert shelf.page.locator(".ms-said :is(b, script, img)").count() == 0
+    sentence = shelf.page.locator(".ms-note", has_text="KL(before").inner_text()
+    shelf.page.reload()
+    shelf.page.locator(".ms-note", has_text="KL(before").wait_for()
+    assert shelf.page.locator(".ms-note", has_text="KL(before").inner_text() == sentence
+    shelf.check()
+
+
+def test_an_impossible_steering_is_a_sentence(shelf: Visit) -> None:
+    shelf.open("/feature?f=13")
+    shelf.page.get_by_placeholder("A text for the model to read").fill("word " * 90)
+    shelf.page.locator(".st-key-steer-run button").click()
+    shelf.page.locator(".ms-problem", has_text="n_ctx=64").wait_for()
+    shelf.settle()
+    shelf.check()

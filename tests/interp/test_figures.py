@@ -43,6 +43,33 @@ def test_an_empty_histogram_is_drawn() -> None:
     assert activation_histogram(np.zeros(20, np.int64), EDGES).data[0].y.sum() == 0
 
 
+def test_negative_activations_stand_mirrored_on_the_left() -> None:
+    counts = np.full(20, 10)
+    below = np.where(np.arange(20) < 5, 4, 0)
+    left, right = activation_histogram(counts, EDGES, negative=below).data
+    assert list(left.y) == list(below)
+    assert list(right.y) == list(counts - below)
+    assert np.array(left.x) == pytest.approx(-np.array(right.x))
+    assert max(left.x) < 0 < min(right.x)
+    assert left.marker.color != right.marker.color
+    assert left.customdata[0].startswith("-0.1 to -0.126")
+
+
+def test_a_marker_stands_on_the_side_of_its_sign() -> None:
+    figures = [activation_histogram(np.full(20, 2), EDGES, negative=np.ones(20, int), marker=v) for v in (3.0, -3.0)]
+    places = [figure.layout.shapes[0].x0 for figure in figures]
+    assert places[0] == pytest.approx(-places[1])
+    assert places[0] > 0
+    one_sided = activation_histogram(np.full(20, 2), EDGES, negative=np.zeros(20, int), marker=3.0)
+    assert len(one_sided.data) == 1
+    assert one_sided.layout.shapes[0].x0 == pytest.approx(np.log10(3))
+
+
+def test_negative_counts_beyond_the_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="negative must be a part of counts"):
+        activation_histogram(np.ones(20, np.int64), EDGES, negative=np.full(20, 2))
+
+
 @pytest.mark.parametrize(
     "edges", [EDGES[:-1], EDGES[::-1].copy(), np.concatenate([[0.0], EDGES[1:]])], ids=["short", "falling", "zero"]
 )

@@ -59,6 +59,42 @@ def test_curves_are_read_in_log_l0_and_not_beyond_their_ends(runs: list[Run]) ->
     assert found["relu", 8.0]["seeds"] == 0
 
 
+def trained(root: Path, l0: float, fvu: float, *, tokens: int = 1000, seed: int = 0, **arguments: Any) -> Run:
+    config = {"sae": {"rule": "topk", "d_sae": 64, "rule_args": arguments}, "site": "resid_post.1"}
+    config["train"] = {"tokens": tokens, "seed": seed}
+    with start_run("sae", config, slug="t", root=root, seed=seed) as run:
+        run.finish({"l0": l0, "fvu": fvu, "tokens": tokens})
+    return run
+
+
+def test_what_was_not_evaluated_has_the_numbers_of_its_training(tmp_path: Path, runs: list[Run]) -> None:
+    bare = trained(tmp_path, 2.0, 0.5, k=2)
+    rows = {row["run"]: row for row in pareto([*runs, bare]).to_pylist()}
+    assert rows[bare.ref]["sae_run"] == bare.ref
+    assert (rows[bare.ref]["fvu"], rows[bare.ref]["ce_delta"], rows[bare.ref]["front"]) == (0.5, None, True)
+    assert pareto([*runs, bare], dictionaries=[bare]).equals(pareto([*runs, bare]))
+
+
+def test_a_curve_has_one_kind_of_rule_and_one_length_of_training(tmp_path: Path) -> None:
+    runs = [
+        trained(tmp_path, l0, fvu, tokens=tokens, k=int(l0))
+        for tokens, fvu in ((1000, 0.4), (9000, 0.2))
+        for l0 in (4, 16)
+    ]
+    runs += [trained(tmp_path, l0, 0.3, k=int(l0), batch=True) for l0 in (4, 16)]
+    points = pareto(runs)
+    found = {(row["variant"], row["trained"]): row["value"] for row in at_l0(points, [8.0]).to_pylist()}
+    assert found == pytest.approx({("", 1000): 0.4, ("", 9000): 0.2, ("batch", 1000): 0.3})
+    assert points["args"].to_pylist().count("k 4, batch") == 1
+
+
+def test_repeats_differ_in_the_seed_only(tmp_path: Path) -> None:
+    runs = [trained(tmp_path, 4, 0.4, k=4, seed=seed) for seed in (0, 1)] + [trained(tmp_path, 4, 0.4, k=5)]
+    repeats = {row["sae_run"]: row["repeat"] for row in pareto(runs).to_pylist()}
+    first, again, other = (repeats[run.ref] for run in runs)
+    assert first == again != other
+
+
 def test_what_cannot_be_compared_is_refused(runs: list[Run], tmp_path: Path) -> None:
     with start_run("sae", {"x": 1}, slug="s", root=tmp_path) as other:
         other.finish({})

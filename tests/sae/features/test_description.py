@@ -85,18 +85,16 @@ def test_examples_equal_the_dense_definitions(rule: str, describe: Any, bench: A
             shown = np.where(dense.kept[span], dense.code[span, latent], 0)
             np.testing.assert_allclose(row["values"], shown, rtol=1e-4, atol=1e-5)
             assert (row["quantile"] >= 0) == (row["group"] == "quantile")
-        ranked = sorted(active, key=lambda t: -abs(dense.code[t, latent]))
-        top = [r["block"] * dense.context + r["position"] for r in rows if r["group"] == "top"]
-        capped = [
-            t
-            for i, t in enumerate(ranked)
-            if sum(o // dense.context == t // dense.context for o in ranked[:i]) < PER_BLOCK
-        ]
-        assert top == capped[:5]
-        names = list(dict.fromkeys(words[dense.tokens[t]] for t in top))
-        assert features.latents["top_tokens"][latent].as_py() == names[:5]
-        if top:
-            share = [top_count / len(top) for top_count in np.unique(dense.tokens[top], return_counts=True)[1]]
+        top, bottom = ends_of(dense, latent, active)
+        assert [r["block"] * dense.context + r["position"] for r in rows if r["group"] == "top"] == top
+        assert [r["block"] * dense.context + r["position"] for r in rows if r["group"] == "bottom"] == bottom
+        for column, end in (("top_tokens", top), ("bottom_tokens", bottom)):
+            names = list(dict.fromkeys(words[dense.tokens[t]] for t in end))
+            if features.signed or column == "top_tokens":
+                assert features.latents[column][latent].as_py() == names[:5]
+        end = max(top, bottom, key=lambda end: max((abs(dense.code[t, latent]) for t in end), default=0.0))
+        if end:
+            share = [count / len(end) for count in np.unique(dense.tokens[end], return_counts=True)[1]]
             entropy = -sum(p * math.log(p) for p in share)
             assert features.latents["token_entropy"][latent].as_py() == pytest.approx(entropy, abs=1e-5)
         assert len([r for r in rows if r["group"] == "random"]) == min(4, len(active))
@@ -104,14 +102,52 @@ def test_examples_equal_the_dense_definitions(rule: str, describe: Any, bench: A
         assert len([r for r in rows if r["group"] == "quantile"]) == sum(quantiles)
 
 
-def test_signed_codes_are_active_on_both_sides(describe: Any, bench: Any) -> None:
-    features = describe(bench.sae("abs_topk"), bench.blocks(), SMALL)
-    found = columns(features)
-    both = (found["max"] > 0) & (found["min"] < 0)
-    assert both.any()
-    latent = int(np.flatnonzero(both)[0])
-    strongest = features.examples(latent, "top")["value"][0].as_py()
-    assert abs(strongest) == pytest.approx(max(found["max"][latent], -found["min"][latent]))
+def ends_of(dense: Any, latent: int, active: list[int], n: int = 5) -> tuple[list[int], list[int]]:
+    """Return the tokens with the largest and with the most negative activations, few from one block."""
+    ends = []
+    for sign in (1, -1):
+        ranked = sorted(
+            (t for t in active if sign * dense.code[t, latent] > 0), key=lambda t: -abs(dense.code[t, latent])
+        )
+        blocks = [t // dense.context for t in ranked]
+        ends.append([t for i, t in enumerate(ranked) if blocks[:i].count(blocks[i]) < PER_BLOCK][:n])
+    return ends[0], ends[1]
+
+
+def test_signed_codes_are_described_at_both_ends(describe: Any, bench: Any, gpt2: Any) -> None:
+    sae, blocks = bench.sae("abs_topk"), bench.blocks()
+    features, dense = describe(sae, blocks, SMALL), bench.dense(gpt2, sae, blocks)
+    found, kept = columns(features), int(dense.kept.sum())
+    assert features.signed
+    both = 0
+    for latent in range(sae.d_sae):
+        values = np.array([dense.code[t, latent] for t in dense.active(latent)])
+        below = values[values < 0]
+        assert found["count_negative"][latent] == len(below)
+        assert found["density_negative"][latent] == pytest.approx(len(below) / kept)
+        assert found["mean_negative"][latent] == pytest.approx(below.mean() if len(below) else np.nan, nan_ok=True)
+        histogram = features.histogram(latent)
+        assert histogram.negative.sum() == len(below)
+        assert (histogram.negative <= histogram.counts).all()
+        ends = [features.examples(latent, group)["value"].to_pylist() for group in ("top", "bottom")]
+        assert all(value > 0 for value in ends[0])
+        assert all(value < 0 for value in ends[1])
+        if 0 < len(below) < len(values):
+            both += 1
+            assert ends[0][0] == pytest.approx(values.max(), rel=1e-4)
+            assert ends[1][0] == pytest.approx(values.min(), rel=1e-4)
+    assert features.run.summary["signed"] == both > 5
+    assert f"{both} with both signs" in features._repr_html_()
+
+
+@pytest.mark.parametrize("rule", ["topk", "threshold"])
+def test_codes_of_one_sign_have_one_end_and_no_further_column(rule: str, describe: Any, bench: Any) -> None:
+    features = describe(bench.sae(rule), bench.blocks(), SMALL)
+    assert not features.signed
+    assert not set(tables.SIGNED.names) & set(features.latents.column_names)
+    assert features.histogram(1).negative is None
+    assert features.run.table(tables.EXAMPLES, filters=[("group", "==", "bottom")]).num_rows == 0
+    assert "signs" not in features._repr_html_()
 
 
 @pytest.mark.parametrize("rule", ["topk", "threshold"])

@@ -45,15 +45,24 @@ def dense() -> np.ndarray:
 def test_top_are_the_largest_with_few_from_one_block(n_top: int, dense: np.ndarray) -> None:
     found = chosen(dense, FeaturesConfig(n_top=n_top))
     for latent in range(6):
-        ranked = sorted(np.flatnonzero(dense[:, latent]).tolist(), key=lambda t: (-abs(dense[t, latent]), t))
-        expected: list[int] = []
-        for token in ranked:
-            if sum(t // CONTEXT == token // CONTEXT for t in expected) < PER_BLOCK:
-                expected.append(token)
-        top = of(found, latent, "top")
-        assert top.tokens.tolist() == expected[:n_top]
-        assert top.ranks.tolist() == list(range(len(top.tokens)))
-        assert top.values.tolist() == dense[top.tokens, latent].tolist()
+        for group, sign in (("top", 1), ("bottom", -1)):
+            own = np.flatnonzero(sign * dense[:, latent] > 0).tolist()
+            expected: list[int] = []
+            for token in sorted(own, key=lambda t: (-abs(dense[t, latent]), t)):
+                if sum(t // CONTEXT == token // CONTEXT for t in expected) < PER_BLOCK:
+                    expected.append(token)
+            end = of(found, latent, group)
+            assert end.tokens.tolist() == expected[:n_top]
+            assert end.ranks.tolist() == list(range(len(end.tokens)))
+            assert end.values.tolist() == dense[end.tokens, latent].tolist()
+
+
+def test_turning_the_signs_exchanges_the_ends(dense: np.ndarray) -> None:
+    one, other = (chosen(values, FeaturesConfig(n_top=7)) for values in (dense, -dense))
+    for latent in range(6):
+        assert of(one, latent, "top").tokens.tolist() == of(other, latent, "bottom").tokens.tolist()
+        for group in ("quantile", "random"):
+            assert of(one, latent, group).tokens.tolist() == of(other, latent, group).tokens.tolist()
 
 
 def test_one_block_cannot_fill_the_list(dense: np.ndarray) -> None:
@@ -110,7 +119,8 @@ def test_what_is_drawn_depends_on_the_latents_number_and_the_seed_not_on_the_chu
 def test_latents_with_few_or_no_tokens_show_what_there_is(dense: np.ndarray) -> None:
     found = chosen(dense, FeaturesConfig())
     assert 2 not in found.latents
-    for group in ("top", "quantile", "random"):
+    assert not len(of(found, 3, "top").tokens)
+    for group in ("bottom", "quantile", "random"):
         assert of(found, 3, group).values.tolist() == [-2.5]
 
 

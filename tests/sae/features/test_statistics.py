@@ -51,6 +51,12 @@ def test_columns_follow_the_definitions(code: np.ndarray) -> None:
             continue
         for name, expected in slow(values, len(code)).items():
             assert columns[name][latent] == pytest.approx(expected, rel=1e-9, abs=1e-9), name
+    assert ("count_negative" in columns) == bool((code < 0).any())
+    if "count_negative" in columns:
+        assert columns["count_negative"].tolist() == (code < 0).sum(0).tolist()
+        expected = [code[code[:, i] < 0, i].astype(np.float64) for i in range(3)]
+        means = [part.mean() if len(part) else np.nan for part in expected]
+        assert columns["mean_negative"] == pytest.approx(means, nan_ok=True)
 
 
 @given(CODES, CODES, CODES)
