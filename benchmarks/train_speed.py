@@ -2,6 +2,7 @@
 
     python benchmarks/train_speed.py [--rounds 15] [--steps 4] [--threads 2] [--json] [--peer-python PATH ...]
     python benchmarks/train_speed.py --device cuda [--kernels sparse triton dense compiled]
+    python benchmarks/train_speed.py --sides unit --rules [topk switch ...] [--cpu]
 
 d_in 512, d_sae 4096, k 32, batch 2048, float32; Adam (fused), clipping and projection on, AuxK off. The limit is the
 one product that no TopK trainer can do without, x W_enc^T into an output allocated beforehand. All sides run in one
@@ -14,6 +15,10 @@ quiet, all that means something). The baselines do the same optimisation:
 
 With `--kernels` our step is timed under each of these kernels as well (`sae.backends`; on a GPU all of them unless
 given), beside the one that chooses for itself, and the choice is reported. A turn ends when the device has finished.
+
+With `--rules` there is one row for each of these rules too (all of them unless named), with the L0 that was measured
+(`train_speed_rules.py`). `--cpu` counts processor time in place of the clock's, on one thread: on a busy machine that
+is the steadier of the two.
 
 The process starts again under the allocator setting of the `mechscope` command, from which every side gains. With
 `--peer-python` another environment's Python times the trainers that are installed there (sae_lens,
@@ -31,19 +36,21 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
+from train_speed_rules import TOP_K, WANTED, Side
 
 from app.command import ALLOCATOR, restart_with_allocator
 from sae.backends import NAMES, Choices, using
 from sae.config import SaeConfig, TrainConfig
 from sae.initialise import initialise
 from sae.model import Sae
+from sae.rules import RULES
 from sae.training import Training
 
 D_IN, D_SAE, K, BATCH, LR = 512, 4096, 32, 2048, 1e-3
@@ -131,20 +138,27 @@ def sides(data: Tensor, names: list[str], kernels: list[str]) -> tuple[dict[str,
     return found, free
 
 
-def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], Choices]:
-    """Return for each side the seconds of a step in each round, sides in turns, the first round left out."""
-    jobs, choices = sides(rows(HELD * BATCH).to(args.device), args.sides, args.kernels)
+def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], Choices, dict[str, float]]:
+    """Return for each side the seconds of a step in each round, sides in turns, the first round left out.
+
+    Beside them: the choices of kernels, and the L0 of each rule.
+    """
+    data = rows(HELD * BATCH).to(args.device)
+    jobs, choices = sides(data, args.sides, args.kernels)
+    rules = {rule: Side(rule, data, D_SAE, K, BATCH, LR) for rule in args.rules or ()}
+    jobs |= {f"rule {rule}": lambda _, side=side: side.step() for rule, side in rules.items()}
+    clock = process_time if args.cpu else perf_counter
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(args.rounds + 1):
         for name in sorted(jobs, reverse=turn % 2 == 1):
-            begun = perf_counter()
+            begun = clock()
             for step in range(args.steps):
                 jobs[name](turn * args.steps + step)
             if args.device.type == "cuda":
                 torch.cuda.synchronize()
             if turn:
-                times[name].append((perf_counter() - begun) / args.steps)
-    return times, choices
+                times[name].append((clock() - begun) / args.steps)
+    return times, choices, {rule: round(side.l0, 1) for rule, side in rules.items()}
 
 
 def ratio(times: dict[str, list[float]], over: str, under: str) -> float:
@@ -211,6 +225,10 @@ def main() -> None:
     parser.add_argument(
         "--sides", nargs="+", default=["unit", "free", "dense", "bag"], choices=["unit", "free", "dense", "bag"]
     )
+    parser.add_argument(
+        "--rules", nargs="*", default=None, choices=list(RULES), help="a row for each of these rules (all unless named)"
+    )
+    parser.add_argument("--cpu", action="store_true", help="processor time of one thread in place of the clock's")
     parser.add_argument("--peer-python", nargs="*", default=[], help="Pythons of environments with other trainers")
     parser.add_argument("--peer-turns", type=int, default=3, help="how often each of them is timed, in turn with ours")
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
@@ -221,9 +239,14 @@ def main() -> None:
         args.steps = 50 if args.device.type == "cuda" else 4
     if args.kernels is None:
         args.kernels = list(NAMES) if args.device.type == "cuda" else []
+    if args.rules == []:
+        args.rules = list(RULES)
     restart_with_allocator(insist=True)
+    args.threads = 1 if args.cpu else args.threads
     torch.set_num_threads(args.threads)
-    times, choices = measure(args)
+    if DEFAULT not in args.sides:
+        args.sides = [DEFAULT, *args.sides]
+    times, choices, l0 = measure(args)
     result: dict[str, object] = {
         "benchmark": "train_speed",
         "rows_per_s": round(BATCH / statistics.median(times[DEFAULT])),
@@ -235,6 +258,8 @@ def main() -> None:
         "best_ms": {name: round(1e3 * min(values), 3) for name, values in times.items()},
         "fractions": {name: round(ratio(times, "limit", name), 3) for name in times},
         "settings": {"d_in": D_IN, "d_sae": D_SAE, "k": K, "batch": BATCH, "threads": args.threads, "atoms": DEFAULT},
+        "rules_l0": l0,
+        "clock": "processor time" if args.cpu else "wall",
         "device": torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type,
         "kernels": choices.names,
         "load": [round(load, 1) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
@@ -260,11 +285,15 @@ def show(result: dict[str, object], times: dict[str, list[float]]) -> None:
         "dense": "dense autograd",
         "bag": "bag autograd",
     }
+    l0 = dict(result["rules_l0"])  # type: ignore[call-overload]
     for name, values in times.items():
-        middle = statistics.median(values)
+        middle, share, rule = statistics.median(values), ratio(times, "limit", name), name.removeprefix("rule ")
+        more = f"  L0 {l0[rule]}" if name.startswith("rule ") else ""
+        if more and rule in TOP_K and share < WANTED:
+            more += f", below {WANTED}"
         print(
             f"{labels.get(name, name):<24}{1e3 * middle:>9.2f}{1e3 * min(values):>9.2f}{BATCH / middle:>10,.0f}"
-            f"{ratio(times, 'limit', name):>10.3f}"
+            f"{share:>10.3f}{more}"
         )
     for name, found in dict(result.get("peers", {})).items():  # type: ignore[call-overload]
         times_ours = f"{found['vs_ours']:>9.2f} times our step" if found["vs_ours"] else ""

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from interp.models.handle import ForwardStopped, ModelHandle
@@ -194,7 +194,7 @@ def ablate(
 def _mixed(old: Tensor, new: Tensor, positions: Positions) -> Tensor:
     """Return `new` at `positions` and `old` elsewhere; both [batch pos ...]."""
     if isinstance(positions, Tensor) and positions.dtype == torch.bool:
-        chosen = _fitting_mask(positions, old, "positions")
+        chosen = fitting_mask(positions, old, "positions")
     else:
         chosen = torch.zeros(old.shape[:2], dtype=torch.bool, device=old.device)
         for position in positions or ():
@@ -204,7 +204,12 @@ def _mixed(old: Tensor, new: Tensor, positions: Positions) -> Tensor:
     return torch.where(chosen.reshape(*chosen.shape, *[1] * (old.ndim - 2)), new, old)
 
 
-def _fitting_mask(mask: Tensor, value: Tensor, name: str) -> Tensor:
+def fitting_mask(mask: Tensor, value: Shaped[Tensor, "batch pos *rest"], name: str) -> Bool[Tensor, "batch pos"]:
+    """Return the boolean `mask` [batch pos] on the device of `value`, or refuse it by its `name`.
+
+    Raises:
+        ValueError: another type, or another shape than the first two axes of `value`.
+    """
     if mask.dtype != torch.bool or mask.shape != value.shape[:2]:
         raise ValueError(
             f"{name} must be a boolean tensor [batch pos] {list(value.shape[:2])}, got {mask.dtype} {list(mask.shape)}."
@@ -242,7 +247,7 @@ def splice(
 
     def edit(value: Tensor) -> Tensor:
         rows = value.flatten(2).flatten(0, 1)
-        chosen = None if keep is None else _fitting_mask(keep, value, "keep").flatten()
+        chosen = None if keep is None else fitting_mask(keep, value, "keep").flatten()
         if chosen is not None and not chosen.any():
             return value
         x = rows if chosen is None else rows[chosen]

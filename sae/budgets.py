@@ -60,3 +60,16 @@ def round_counts(
     # A whole number less its rounding error still counts as that number.
     edges = ((shares.double() * batch).cumsum(0) + 1e-9 + draw * (1 - 2e-9)).floor()
     return edges.diff(prepend=edges.new_zeros(1)).long()
+
+
+def check_places(what: str, k: int, batch: int, d_sae: int) -> None:
+    """Refuse batches in which some latent would be without a place, whoever got the others.
+
+    Raises:
+        ValueError: k · batch places are fewer than d_sae latents; `what` says who shares them out.
+    """
+    if k * batch < d_sae:
+        raise ValueError(
+            f"{what} shares k · batch = {k * batch} places out over {d_sae} latents: take batches of at least "
+            f"{-(-d_sae // k)} rows, a larger k or fewer latents."
+        )

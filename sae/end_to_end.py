@@ -43,6 +43,12 @@ class _Pass:
     logits: Float[Tensor, "block pos d_vocab"]
 
 
+def check_batch(batch: int, context: int) -> None:
+    """Refuse fewer rows per step than one block has tokens."""
+    if batch < context:
+        raise ValueError(f"End to end reads whole texts: batch must be at least the context, {context}, got {batch}.")
+
+
 class TextBatches:
     """Rows of whole blocks at one site, and the model that reads on from their reconstruction.
 
@@ -83,10 +89,7 @@ class TextBatches:
                 raise ValueError(f"A downstream site is computed after {self.site}, which {later} is not.")
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}.")
-        if batch < blocks.context:
-            raise ValueError(
-                f"End to end reads whole texts: batch must be at least the context, {blocks.context}, got {batch}."
-            )
+        check_batch(batch, blocks.context)
         self.per_step = min(batch // blocks.context, len(blocks))
         self.steps_per_epoch = len(blocks) // self.per_step
         self.d_in = model.width(self.site)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae import kernels
+from sae.budgets import round_counts
 from sae.code import Code
 
 if TYPE_CHECKING:
@@ -63,6 +64,18 @@ def _candidates(flat: Float[Tensor, " entries"], n: int, columns: int) -> Int[Te
     places = (strips + torch.arange(0, total, width).unsqueeze(1)).flatten()
     reach = flat.index_select(0, places).lt(floor).logical_not_().nonzero().squeeze(1)
     return places.index_select(0, reach) if reach.numel() >= n else None
+
+
+def above(pre: Float[Tensor, "batch d_sae"], floor: Float[Tensor, "*d_sae"]) -> Code:
+    """Return the CSR code of the entries of `pre` that exceed `floor`, one number or one for each latent."""
+    return Code.at(pre, (pre > floor).flatten().nonzero().squeeze(1))
+
+
+def column_shares(
+    columns: Float[Tensor, "d_sae batch"], shares: Float[Tensor, " d_sae"], generator: torch.Generator | None = None
+) -> Int[Tensor, " n"]:
+    """Return the places of each latent's largest entries, as many as its share of the rows (`budgets.round_counts`)."""
+    return column_largest(columns, round_counts(shares, columns.shape[1], generator))
 
 
 def column_largest(columns: Float[Tensor, "d_sae batch"], counts: Int[Tensor, " d_sae"]) -> Int[Tensor, " n"]:
@@ -129,6 +142,22 @@ def floors(code: Code) -> Float[Tensor, " d_sae"]:
     step = (empty.scatter_reduce(0, flat, others, "amin") - least).nan_to_num(0.0, posinf=0.0)
     m = torch.bincount(flat, minlength=code.d_sae + 1).clamp_min(1)
     return (least - (m - 1) / (2 * m) * step).clamp_min(0)[:-1]
+
+
+def follow_floors(code: Code, thresholds: Float[Tensor, " d_sae"], kept: Int[Tensor, " d_sae"], window: int) -> None:
+    """Move each latent's running threshold to its floor in `code`, in place, where it is on in it.
+
+    Args:
+        code: of a step that is done.
+        thresholds: mean floor of the batches that each latent was on in.
+        kept: how many they were; counted on.
+        window: batches over which the mean runs, at most; 1 or more.
+    """
+    found = floors(code)
+    on = found < torch.inf
+    kept += on
+    share = 1 / kept.clamp(1, window).to(found.dtype)
+    thresholds.copy_(torch.where(on, thresholds.lerp(found, share), thresholds))
 
 
 def latents_between(code: Code, first: int, end: int) -> Code:

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.hooks import capture, patch
+from interp.hooks import fitting_mask, patch
 from interp.models import ModelHandle
 from interp.sites import Site, parse_sites
 from sae.model import Sae
+from sae.placement import Placement
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def splice_transcoder(
     def write(value: Tensor) -> Tensor:
         flat, x = value.flatten(2), read.pop()
         chosen = torch.ones(flat.shape[:2], dtype=torch.bool, device=flat.device) if keep is None else keep
-        chosen = _fitting(chosen, flat)
+        chosen = fitting_mask(chosen, flat, "keep")
         if not chosen.any():
             return value
         y_hat = sae.forward(x[chosen].to(sae.W_enc.dtype))[0].to(flat.dtype)
@@ -90,25 +91,18 @@ def reconstruct(
     Raises:
         ValueError: the sites do not make up the rows that `sae` reads.
     """
-    places = parse_sites(sites)
-    widths = [handle.width(place) for handle in models for place in places]
-    if sum(widths) != sae.d_in or (sae.config.target.blocks and list(sae.config.target.blocks) != widths):
-        raise ValueError(
-            f"The dictionary reads blocks of {list(sae.config.target.blocks)}, the sites have {widths}; name the sites "
-            "that it was trained on, in that order."
-        )
-    found = []
-    for handle in models:
-        with capture(handle, places, stop=True) as taken:
-            handle.forward(tokens)
-        found.extend(taken[place].flatten(2) for place in places)
-    whole = torch.cat([part.to(sae.W_enc.device, sae.W_enc.dtype) for part in found], dim=-1)
-    chosen = torch.ones(tokens.shape, dtype=torch.bool) if keep is None else keep
-    chosen = _fitting(chosen.to(whole.device), whole)
+    places = tuple(parse_sites(sites))
+    place = Placement(tuple(models), places, places)
+    place.check(sae)
+    found = place.activations(tokens, places)
+    whole = place.rows(found).to(sae.W_enc.device, sae.W_enc.dtype)
+    chosen = fitting_mask(torch.ones(tokens.shape, dtype=torch.bool) if keep is None else keep, whole, "keep")
     if chosen.any():
         whole = whole.index_put(chosen.nonzero(as_tuple=True), sae.forward(whole[chosen])[0])
-    parts = [part.to(old) for part, old in zip(whole.split(widths, dim=-1), found, strict=True)]
-    return [dict(zip(places, parts[i : i + len(places)], strict=True)) for i in range(0, len(parts), len(places))]
+    out: list[dict[Site, Tensor]] = [{} for _ in models]
+    for (number, site), part in zip(place.blocks, place.parts(whole), strict=True):
+        out[number][site] = part.to(found[number][site])
+    return out
 
 
 @contextmanager
@@ -118,10 +112,3 @@ def put(model: ModelHandle, values: Mapping[Site, Float[Tensor, "batch pos _"]],
         for site, value in values.items():
             stack.enter_context(patch(model, site, lambda x, new=value: new.view_as(x), view=view))
         yield
-
-
-def _fitting(mask: Tensor, value: Float[Tensor, "batch pos _"]) -> Bool[Tensor, "batch pos"]:
-    """Return `mask` beside `value`, or refuse it."""
-    if mask.shape != value.shape[:2]:
-        raise ValueError(f"keep must be a mask [batch pos] {list(value.shape[:2])}, got {list(mask.shape)}.")
-    return mask.to(value.device)

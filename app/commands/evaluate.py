@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from app import console, sources, targets
 from app.command import Common
+from app.studies.options import LabelledArgs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,12 +46,18 @@ class Args(Common):
     """Leave out rows longer than this many times the median norm; None does as the training did."""
     keep_bos: bool | None = None
     """Whether BOS is measured and spliced too; None does as the training did."""
+    studies: tuple[Literal["sparse_probing", "scr", "tpp"], ...] = ()
+    """Instead of all that: what a few latents say of labelled texts, in a run of kind "labelled"."""
+    labelled: LabelledArgs = dataclasses.field(default_factory=LabelledArgs)
+    """Those texts."""
     device: str | None = None
     """Where to compute, such as cuda; None takes a GPU where there is one."""
 
 
 def run(args: Args) -> dict[str, Any]:
     """Evaluate, or find the evaluation; return the run and its numbers."""
+    if args.studies or args.labelled != LabelledArgs():
+        return _on_labelled_texts(args)
     from interp.activations.config import check_outlier_norm
     from interp.config import to_json
     from interp.runs import start_run
@@ -102,6 +110,22 @@ def run(args: Args) -> dict[str, Any]:
             _save(record, measured, density, started)
     _show(record, subject)
     return {"run": str(record.path), "site": str(subject.site), **record.summary}
+
+
+def _on_labelled_texts(args: Args) -> dict[str, Any]:
+    """Make the studies that --studies names."""
+    from app.studies import options
+
+    options.check(args.studies, args.labelled)
+    kept = {"sae", "recipe", "studies", "labelled", "device", *(one.name for one in dataclasses.fields(Common))}
+    usual = Args()
+    for one in dataclasses.fields(Args):
+        if one.name not in kept and getattr(args, one.name) != getattr(usual, one.name):
+            raise ValueError(f"--studies reads the labelled texts; leave --{one.name.replace('_', '-')} out.")
+    from app.studies.measuring import measure
+
+    where: dict[str, Any] = {"sae": args.sae, "runs": args.runs, "device": args.device}
+    return measure(args.studies, args.labelled, recipe=sources.recipe(args.recipe), **where)
 
 
 def _save(record: Run, measured: Evaluation, density: Tensor, started: float) -> None:

@@ -42,7 +42,7 @@ def run(args: Args) -> dict[str, Any]:
 
         ready(args.publish)  # before anything is written
     subject = sources.subject(args.sae, args.runs)
-    origin = Origin(subject.model.name, str(subject.site))
+    origin = Origin(subject.model.name, str(subject.site), subject.run.config.get("target_site"))
     if subject.model.recipe:
         console.note("the layout has no place for the model's recipe: the dictionary belongs to the compressed model")
     folder = args.folder.expanduser()

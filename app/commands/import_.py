@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Args(Common):
-    """Take in a dictionary of sae-lens, Gemma Scope, sparsify or dictionary_learning.
+    """Take in a dictionary or a transcoder of sae-lens, Gemma Scope, sparsify or dictionary_learning.
 
     The files are read without any of those libraries and never unpickled. The dictionary becomes a run like a trained
     one: evaluate it, describe its features, open it in the explorer.
@@ -42,6 +42,8 @@ class Args(Common):
     """Number format the model computes in."""
     site: str | None = None
     """Site that it reads, such as resid_post.20; None takes what the files say."""
+    target_site: str | None = None
+    """Site that a transcoder writes, such as mlp_out.20; None takes what the files say."""
     data: tyro.conf.OmitArgPrefixes[DataSpec] = field(default_factory=DataSpec)
     """Text that later commands read it on unless they are given another one; it was trained on none of ours."""
     without_model: bool = False
@@ -60,14 +62,9 @@ def run(args: Args) -> dict[str, Any]:
     started = time.time()
     folder, commit = fetch(args.path, args.revision)
     format, foreign = read_dictionary(folder, args.format)
-    if foreign.target.kind == "transcoder":
-        raise ValueError(
-            "It is a transcoder: it reads one site and writes another, and `mechscope import` keeps one site only. In "
-            "Python, sae.readers.to_sae(sae.readers.read_dictionary(folder)[1]) is the dictionary."
-        )
-    spec, site = _place(args, foreign)
+    spec, site, goal = _place(args, foreign)
     sae = to_sae(foreign)
-    weights = None if args.without_model else _compare(spec, site, sae, args.device)
+    weights = None if args.without_model else _compare(spec, site, goal, sae, args.device)
     config = {
         "model": to_json(spec),
         "data": to_json(replace(args.data, text=sources.local(args.data.text))),
@@ -78,8 +75,9 @@ def run(args: Args) -> dict[str, Any]:
         "drop_bos": True,
         "sae": to_json(sae.config),
         "imported": {"format": format, "files": {name: sha256(folder / name) for name in FORMATS[format].files}},
-    }
-    slug = f"{sources.slug(spec.name)}.{site}.{sae.config.rule}-{sae.d_sae}"
+    } | ({} if goal is None else {"target_site": str(goal)})
+    place = str(site) if goal is None else f"{site}-to-{goal}"
+    slug = f"{sources.slug(spec.name)}.{place}.{sae.config.rule}-{sae.d_sae}"
     about = sources.provenance(config, weights)
     with start_run("sae", config, slug=slug, root=args.runs, **about) as record:
         if record.finished:
@@ -88,7 +86,8 @@ def run(args: Args) -> dict[str, Any]:
             sae.save(record)
             record.finish(_summary(args, sae, commit) | {"seconds": round(time.time() - started, 1)})
     console.table(("imported", "value"), list(record.summary.items()))
-    return {"run": str(record.path), "site": str(site), "format": format, **record.summary}
+    written = {} if goal is None else {"target_site": str(goal)}
+    return {"run": str(record.path), "site": str(site), **written, "format": format, **record.summary}
 
 
 def _summary(args: Args, sae: Sae, commit: str | None) -> dict[str, Any]:
@@ -106,36 +105,65 @@ def _summary(args: Args, sae: Sae, commit: str | None) -> dict[str, Any]:
     }
 
 
-def _place(args: Args, foreign: Foreign) -> tuple[ModelSpec, Site]:
-    """Return the model and the site that the dictionary belongs to.
+def _place(args: Args, foreign: Foreign) -> tuple[ModelSpec, Site, Site | None]:
+    """Return the model, the site that the dictionary reads, and the one that a transcoder writes.
 
     Raises:
-        ValueError: neither the request nor the files say one of them.
+        ValueError: neither the request nor the files say one of them, or they do not go together.
     """
     from interp.models import ModelSpec
-    from interp.sites import Site
 
+    transcodes = foreign.target.kind == "transcoder"
     if args.model is None and foreign.model is None:
         raise ValueError("The files do not say which model the dictionary belongs to; name it with --model.")
-    if args.site is None and foreign.site is None:
-        raise ValueError("The files name no site that this version knows; give it with --site, such as resid_post.2.")
-    if args.site and foreign.site and str(Site.parse(args.site)) != foreign.site:
-        console.note(f"the files say {foreign.site}; taken as {Site.parse(args.site)}, as asked")
+    if args.target_site is not None and not transcodes:
+        raise ValueError("--target-site is for transcoders, and this dictionary reconstructs what it reads.")
+    site = _site(args.site, foreign.site, "--site")
+    if site is None:
+        hint = " Many transcoders read an MLP's input after its norm, which is no site here." if transcodes else ""
+        raise ValueError(
+            f"The files name no site that this version knows; give it with --site, such as resid_post.2.{hint}"
+        )
+    goal = _site(args.target_site, foreign.site_out, "--target-site") if transcodes else None
+    if transcodes and goal is None:
+        raise ValueError(
+            "It is a transcoder, and the files do not say which site it writes; give it with --target-site, such as "
+            "mlp_out.2."
+        )
+    if goal is not None and goal <= site:
+        raise ValueError(f"A transcoder writes at a site that is computed after {site}, which {goal} is not.")
     # A model's name from a stranger's file is never a path.
     name = sources.local(args.model) if args.model is not None else str(foreign.model)
-    return ModelSpec(name, args.model_revision, args.model_dtype), Site.parse(args.site or str(foreign.site))
+    return ModelSpec(name, args.model_revision, args.model_dtype), site, goal
 
 
-def _compare(spec: ModelSpec, site: Site, sae: Sae, device: str | None) -> str:
-    """Return the hash of the model's weights, or refuse a dictionary of another width than the site's."""
+def _site(asked: str | None, said: str | None, option: str) -> Site | None:
+    """Return the site that is asked for, else the one that the files say; a note where they differ."""
+    from interp.sites import Site
+
+    if asked is not None and said is not None and str(Site.parse(asked)) != said:
+        console.note(f"the files say {said}; taken as {Site.parse(asked)}, as asked by {option}")
+    chosen = asked or said
+    return None if chosen is None else Site.parse(chosen)
+
+
+def _compare(spec: ModelSpec, site: Site, goal: Site | None, sae: Sae, device: str | None) -> str:
+    """Return the hash of the model's weights, or refuse a dictionary of another width than the sites'."""
     handle = sources.open_model(spec, device)
-    place = sources.handle_site(handle, str(site))
-    width = handle.width(place)
-    if width != sae.d_in:
-        fitting = [str(s) for s in handle.sites() if s.kind != "pattern" and handle.width(s) == sae.d_in]
-        listed = ", ".join(fitting[:6]) + (" ..." if len(fitting) > 6 else "")
-        raise ValueError(
-            f"The dictionary reads activations of width {sae.d_in}, {place} of {spec.name} has {width}. "
-            + (f"Sites of that width: {listed}." if fitting else "No site of that model has it; give another --model.")
-        )
+    for where, does, wanted in ((site, "reads", sae.d_in), (goal, "writes", sae.d_out)):
+        if where is None:
+            continue
+        place = sources.handle_site(handle, str(where))
+        width = handle.width(place)
+        if width != wanted:
+            fitting = [str(s) for s in handle.sites() if s.kind != "pattern" and handle.width(s) == wanted]
+            listed = ", ".join(fitting[:6]) + (" ..." if len(fitting) > 6 else "")
+            raise ValueError(
+                f"The dictionary {does} activations of width {wanted}, {place} of {spec.name} has {width}. "
+                + (
+                    f"Sites of that width: {listed}."
+                    if fitting
+                    else "No site of that model has it; give another --model."
+                )
+            )
     return handle.digest()

@@ -148,6 +148,10 @@ def _source(args: Args, asked: list[Args]) -> sources.Source:
     from sae.targets import check_rule_target
 
     def check(d_in: int, target: TargetConfig) -> None:
+        if target.kind == "end_to_end":
+            from sae.end_to_end import check_batch
+
+            check_batch(args.train.batch, args.data.context)
         for one in asked:
             config = _config(one, d_in, target)
             check_rule_target(config, build_rule(config.rule, d_in, config.d_sae, config.rule_args))

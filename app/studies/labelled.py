@@ -89,21 +89,29 @@ def split(labels: Sequence[str], groups: Sequence[str], test: float = 0.2, seed:
     return train
 
 
-def read_labelled(path: Path | str, text: str = "text", label: str = "label", group: str | None = None) -> Labelled:
+def read_labelled(
+    path: Path | str,
+    text: str = "text",
+    label: str = "label",
+    group: str | None = None,
+    *,
+    names: Sequence[str] | None = None,
+) -> Labelled:
     """Return the texts of a .jsonl, .csv or .tsv file (also .gz), each with a label.
 
     Args:
-        path: the file; csv and tsv have a first line of names.
+        path: the file; csv and tsv have a first line of names, unless `names` are given.
         text: field that holds the text.
         label: field that holds the label: text, a number or a truth value.
         group: field whose equal values belong together (the city of a statement); None: only equal texts do.
+        names: of the columns of a csv or tsv file without such a line.
 
     Raises:
         ValueError: another format, a field that is not there, a text or a label that is empty, fewer than two labels.
     """
     path = Path(path).expanduser()
     rows: list[tuple[str, str, str]] = []
-    for where, row in _rows(path):
+    for where, row in _rows(path, names):
         fields = [text, label] + ([group] if group else [])
         for name in fields:
             if name not in row:
@@ -118,7 +126,7 @@ def read_labelled(path: Path | str, text: str = "text", label: str = "label", gr
     return Labelled(*zip(*rows, strict=True))
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: Path, names: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, fields) of each row."""
     name = path.name.lower()
     if not name.endswith(FORMATS):
@@ -131,7 +139,11 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield f"line {number} of {path}", _object(line, f"line {number} of {path}")
         else:
             delimiter = "\t" if ".tsv" in name else ","
-            for number, row in enumerate(csv.DictReader(file, delimiter=delimiter), 1):
+            for number, row in enumerate(csv.DictReader(file, names, delimiter=delimiter), 1):
+                if None in row or None in row.values():
+                    raise ValueError(
+                        f"row {number} of {path} has not as many columns as there are names; mend the file."
+                    )
                 yield f"row {number} of {path}", row
 
 

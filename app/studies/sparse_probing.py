@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,67 +114,3 @@ def sparse_probing(
                 scores.append(Score(name, kind, k, accuracy, tuple(chosen.tolist())))
         scores.append(Score(name, "neurons", None, logistic_accuracy(columns["neurons"], y, train), ()))
     return SparseProbing(tuple(scores), majority, int(train.sum()), int((~train).sum()))
-
-
-@dataclass(frozen=True)
-class Args:
-    """Tell labels of texts by k latents of a dictionary, by k neurons, and by all neurons."""
-
-    data: Path
-    """A .jsonl, .csv or .tsv file (also .gz)."""
-    sae: str | None = None
-    """Run of `mechscope train`; None takes the newest."""
-    text: str = "text"
-    """Field that holds the text."""
-    label: str = "label"
-    """Field that holds the label."""
-    group: str | None = None
-    """Field whose equal values are not divided between training and test."""
-    texts: int = 2000
-    """Texts at most, drawn by the seed."""
-    ks: tuple[int, ...] = KS
-    """Numbers of latents, and of neurons."""
-    context: int = 128
-    """Longest text in tokens; the rest is cut off."""
-    seed: int = 0
-    """Of all draws."""
-    runs: Path | None = None
-    """Folder of the runs; $MECHSCOPE_RUNS, else ./runs, unless given."""
-    device: str | None = None
-    """Where to compute."""
-
-
-def run(args: Args) -> SparseProbing:
-    """Measure and print."""
-    from app import console, sources
-    from app.studies.labelled import read_labelled
-    from app.studies.pooled import pool
-    from sae.model import load_sae
-
-    labelled = read_labelled(args.data, args.text, args.label, args.group).sample(args.texts, args.seed)
-    subject = sources.subject(args.sae, args.runs)
-    handle = sources.open_subject_model(subject, args.device)
-    sae = load_sae(subject.run, handle.device)
-    with console.progress(len(labelled), "texts", "pool") as bar:
-        pooled = pool(handle, subject.site, sae, labelled.texts, context=args.context, on_progress=bar.to)
-    if pooled.cut:
-        console.note(f"{pooled.cut:,} texts were cut to {args.context} tokens")
-    found = sparse_probing(pooled, labelled, args.ks, seed=args.seed)
-    rows = [
-        (one.label, one.columns, one.k, one.accuracy, " ".join(map(str, one.chosen)), found.majority[one.label])
-        for one in found.scores
-    ]
-    console.table(("label", "columns", "k", "accuracy", "chosen", "majority"), rows)
-    console.note(f"trained on {found.train:,} texts, measured on {found.test:,}")
-    return found
-
-
-if __name__ == "__main__":
-    import sys
-
-    from app.command import parse
-
-    try:
-        run(parse(Args, sys.argv[1:], prog="python -m app.studies.sparse_probing"))
-    except (ValueError, OSError) as problem:
-        sys.exit(f"mechscope: {problem}")

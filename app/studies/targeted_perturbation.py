@@ -68,6 +68,15 @@ def class_effects(
     return torch.maximum(*parts)
 
 
+def check_labels(labelled: Labelled) -> None:
+    """Refuse fewer than three labels."""
+    if len(labelled.classes) < 3:
+        raise ValueError(
+            f"TPP needs three labels or more, got {list(labelled.classes)}: of two, what hurts one probe hurts the "
+            "other. Take spurious_removal, or a set with more labels."
+        )
+
+
 def targeted_perturbation(
     pooled: Pooled, labelled: Labelled, ns: Sequence[int] = NS, *, test: float = 0.2, seed: int = 0
 ) -> TargetedPerturbation:
@@ -85,11 +94,7 @@ def targeted_perturbation(
     """
     if min(ns) < 1:
         raise ValueError(f"n must be at least 1, got {min(ns)}.")
-    if len(labelled.classes) < 3:
-        raise ValueError(
-            f"TPP needs three labels or more, got {list(labelled.classes)}: of two, what hurts one probe hurts the "
-            "other. Take spurious_removal, or a set with more labels."
-        )
+    check_labels(labelled)
     if len(pooled) != len(labelled):
         raise ValueError(f"There are {len(pooled)} rows for {len(labelled)} texts; pool the texts of this set.")
     train = torch.from_numpy(labelled.split(test, seed))

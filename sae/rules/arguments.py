@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from interp.names import unknown
 from sae.config import default_k
 from sae.rules.base import Context
 
@@ -32,6 +34,19 @@ def shares(of: str, **values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is a share of {of} and must lie in 0..1, got {value}.")
+
+
+def one_of(known: Sequence[str], **values: str) -> None:
+    """Refuse each named value that is not among `known`."""
+    for name, value in values.items():
+        if value not in known:
+            raise ValueError(unknown(name, value, known))
+
+
+def rising(warmup: float, **charges: float) -> None:
+    """Refuse each named charge below 0 or not finite, and a `warmup` that is no share of the steps (see `risen`)."""
+    at_least(0.0, above=False, **charges)
+    shares("the steps", warmup=warmup)
 
 
 def risen(ctx: Context, warmup: float) -> float:

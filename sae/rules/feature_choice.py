@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae import selection
-from sae.budgets import round_counts
+from sae.budgets import check_places
 from sae.code import Code
 from sae.rules.arguments import shares
 from sae.rules.base import Context
@@ -69,31 +69,20 @@ class FeatureChoice(MutualChoice):
             if self.warming(ctx):
                 places = selection.batch_largest(columns, self.k * len(x))
             else:
-                counts = round_counts(self.curve[self.rank], len(x), ctx.generator)
-                places = selection.column_largest(columns, counts)
+                places = selection.column_shares(columns, self.curve[self.rank], ctx.generator)
             code = selection.from_columns(columns, places)
         else:
-            pre = sae.pre(x)
-            floors = torch.where(self.kept > 0, self.thresholds, self.threshold)
-            code = Code.at(pre, (pre > floors).flatten().nonzero().squeeze(1))
+            code = selection.above(sae.pre(x), torch.where(self.kept > 0, self.thresholds, self.threshold))
         code = sae.select(x, code.indices, code.values, code.pointers)
         return code.with_values(code.values.relu())
 
     def observe(self, code: Code, ctx: Context) -> None:
         """Move the thresholds, the running densities and, now and then, the ranks."""
-        if self.k * len(code) < self.d_sae:
-            raise ValueError(
-                f"feature_choice shares k · batch = {self.k * len(code)} places out over {self.d_sae} latents: take "
-                f"batches of at least {-(-self.d_sae // self.k)} rows, a larger k or fewer latents."
-            )
+        check_places("feature_choice", self.k, len(code), self.d_sae)
         if self.warming(ctx):
             super().observe(code, ctx)
         else:
             self.count(code)
         if self.warming(ctx) or ctx.step % REFRESH == 0:
             self.rank.copy_(self.ranks())
-        floors = selection.floors(code)
-        on = floors < torch.inf
-        self.kept += on
-        share = 1 / self.kept.clamp(1, max(1, min(WINDOW, ctx.steps // 20))).to(floors.dtype)
-        self.thresholds.copy_(torch.where(on, self.thresholds.lerp(floors, share), self.thresholds))
+        selection.follow_floors(code, self.thresholds, self.kept, max(1, min(WINDOW, ctx.steps // 20)))

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.names import unknown
+from sae import selection
 from sae.code import Code
 from sae.config import default_k
-from sae.rules.arguments import at_least, risen, shares
+from sae.rules.arguments import at_least, one_of, risen, rising
 from sae.rules.base import Context, Rule
 
 if TYPE_CHECKING:
@@ -50,20 +50,17 @@ class JumpRelu(Rule):
         """
         super().__init__(d_in, d_sae)
         l0 = 0.1 / default_k(d_in, d_sae) if l0 is None else l0
-        at_least(0.0, l0=l0)
+        rising(warmup, l0=l0)
         at_least(0.0, above=True, bandwidth=bandwidth)
         at_least(bandwidth / 2, threshold=threshold)
-        shares("the steps", warmup=warmup)
-        if penalty not in PENALTIES:
-            raise ValueError(unknown("penalty", penalty, PENALTIES))
+        one_of(PENALTIES, penalty=penalty)
         self.l0, self.penalty, self.bandwidth, self.warmup = l0, penalty, bandwidth, warmup
         self.threshold = nn.Parameter(torch.full((d_sae,), float(threshold)))
 
     def encode(self, x: Float[Tensor, "batch d_in"], sae: Sae, ctx: Context) -> Code:  # noqa: ARG002
         """Return the code of normalised activations."""
-        pre = sae.pre(x)
         floor = self.threshold.detach() - (self.bandwidth / 2 if self.training else 0.0)
-        code = Code.at(pre, (pre > floor).flatten().nonzero().squeeze(1))
+        code = selection.above(sae.pre(x), floor)
         code = sae.select(x, code.indices, code.values, code.pointers)
         at = self.threshold.index_select(0, code.indices)
         near = code.values.detach() < at.detach() + self.bandwidth / 2

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import Tensor
 
-from interp.names import unknown
 from sae import kernels
 from sae.code import Code
-from sae.rules.arguments import at_least, risen, shares
+from sae.gaussian import Latents, variance_path
+from sae.rules.arguments import at_least, one_of, risen, rising
 from sae.rules.base import Context
 from sae.rules.topk import TopK
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from sae.model import Sae
 
 VARIANCES, KL_ON = ("none", "fixed", "learned"), ("selected", "all")
-LOG_VARIANCE = (-6.0, 2.0)
-"""Least and largest log sigma^2; beyond them exp would lead to infinities."""
 
 
 class Variational(TopK):
@@ -53,49 +50,28 @@ class Variational(TopK):
     ) -> None:
         """Take `k` latents per row; `sigma` is the noise, or where a learned one starts."""
         super().__init__(d_in, d_sae, k=k)
-        at_least(0.0, kl=kl)
+        rising(warmup, kl=kl)
         at_least(0.0, above=True, sigma=sigma)
-        shares("the steps", warmup=warmup)
-        for name, value, known in (("kl_on", kl_on, KL_ON), ("variance", variance, VARIANCES)):
-            if value not in known:
-                raise ValueError(unknown(name, value, known))
+        one_of(KL_ON, kl_on=kl_on)
+        one_of(VARIANCES, variance=variance)
         self.kl, self.kl_on, self.variance, self.warmup = kl, kl_on, variance, warmup
         self.register_buffer("log_variance", torch.tensor(0.0 if variance == "none" else 2 * math.log(sigma)))
         if variance == "learned":
-            self.W_var, self.b_var = (
-                nn.Parameter(value) for value in (torch.zeros(d_sae, d_in), self.log_variance.repeat(d_sae))
-            )
+            self.W_var, self.b_var = variance_path(d_sae, d_in, self.log_variance)
 
     def encode(self, x: Float[Tensor, "batch d_in"], sae: Sae, ctx: Context) -> Code:
         """Return the code of normalised activations."""
         if not self.training or self.variance == "none":
             return super().encode(x, sae, ctx)
+        latents = self.latents(x, sae)
         with torch.no_grad():
-            dense = self.dense(x, sae)
-            mu, log_variance = self.read(dense)
-            noise = torch.randn(mu.shape, generator=ctx.generator, device=mu.device, dtype=mu.dtype)
-            indices = kernels.largest((mu + (log_variance / 2).exp() * noise).abs(), self.k)[1]
-        mu, log_variance = self.read(self.at(indices, dense, x, sae))
-        return Code(indices, mu + (log_variance / 2).exp() * noise.gather(1, indices), self.d_sae)
+            drawn, noise = latents.everywhere().draw(ctx.generator)
+            indices = kernels.largest(drawn.abs(), self.k)[1]
+        return Code(indices, latents.at(indices).drawn(noise.gather(1, indices)), self.d_sae)
 
-    def dense(self, x: Tensor, sae: Sae) -> list[Tensor]:
-        """Return pre-activations and, where the variance is learned, log sigma^2 of every latent."""
-        return [linear(sae.centred(x), weight, bias) for weight, bias in self._paths(sae)]
-
-    def at(self, indices: Tensor, dense: list[Tensor], x: Tensor, sae: Sae) -> list[Tensor]:
-        """Return the entries of `dense` at `indices`, with gradients from them alone."""
-        codes = [Code(indices, each.gather(1, indices), self.d_sae) for each in dense]
-        return [
-            kernels.preactivation(x, weight, bias, code, sae.centre).values
-            for (weight, bias), code in zip(self._paths(sae), codes, strict=True)
-        ]
-
-    def read(self, values: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return (mu, log sigma^2)."""
-        return values[0].relu(), values[1].clamp(*LOG_VARIANCE) if len(values) > 1 else self.log_variance
-
-    def _paths(self, sae: Sae) -> list[tuple[Tensor, Tensor]]:
-        return [sae.unit()[:2], *([(self.W_var, self.b_var)] if self.variance == "learned" else [])]
+    def latents(self, x: Float[Tensor, "batch d_in"], sae: Sae) -> Latents:
+        """Return the latents of normalised activations."""
+        return Latents(x, sae, self.log_variance, (self.W_var, self.b_var) if self.variance == "learned" else None)
 
     def penalties(
         self,
@@ -106,8 +82,6 @@ class Variational(TopK):
         ctx: Context,
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the divergence from a standard Gaussian, of the kept latents or of all."""
-        with torch.set_grad_enabled(self.kl_on == "all" and torch.is_grad_enabled()):
-            values = self.dense(x, sae)
-        mu, log_variance = self.read(values if self.kl_on == "all" else self.at(code.indices, values, x, sae))
-        divergence = (mu.square() + log_variance.exp() - 1 - log_variance).sum() / 2
-        return {"kl": self.kl * risen(ctx, self.warmup) * divergence / max(1, len(code)) / self.d_in}
+        latents = self.latents(x, sae)
+        charged = latents.everywhere() if self.kl_on == "all" else latents.at(code.indices)
+        return {"kl": self.kl * risen(ctx, self.warmup) * charged.divergence() / max(1, len(code)) / self.d_in}

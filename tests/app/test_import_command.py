@@ -123,10 +123,8 @@ def test_what_the_files_do_not_say_has_to_be_given(text: Path, tmp_path: Path, c
     assert "give it with --site" in capsys.readouterr().err
 
 
-def test_a_transcoder_and_a_folder_without_a_dictionary_are_refused(tmp_path: Path, capsys: Any) -> None:
+def test_a_folder_without_a_dictionary_is_refused(tmp_path: Path, capsys: Any) -> None:
     folder = layouts.write_lens(tmp_path / "d", layouts.LENS["transcoder"])
-    assert main(["import", str(folder), "--runs", str(tmp_path / "runs")]) == 2
-    assert "It is a transcoder" in capsys.readouterr().err
     assert main(["import", str(tmp_path), "--runs", str(tmp_path / "runs")]) == 2
     assert "holds no dictionary" in capsys.readouterr().err
     assert main(["import", str(folder), "--format", "sae_lens", "--runs", str(tmp_path / "runs")]) == 2

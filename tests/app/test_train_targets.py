@@ -11,7 +11,7 @@ import pytest
 
 from app.command import main
 from app.variants import Variant, variants
-from interp.runs import Run, open_run
+from interp.runs import Run, find_runs, open_run
 from sae.config import TrainConfig
 from sae.model import load_sae
 from sae.targets import relative_norms
@@ -141,6 +141,7 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     assert main(asked(model_folder, text, tmp_path, *options)) != 0
     assert message in " ".join(capsys.readouterr().err.split())
+    assert find_runs(tmp_path, "sae") == [], "refused before a run begins"
 
 
 def test_a_variant_keeps_what_it_does_not_name_and_the_arguments_that_its_rule_takes() -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae.budgets import round_counts, zipf_shares
+from sae.budgets import check_places, round_counts, zipf_shares
 
 
 def zipf_reference(d_sae: int, k: int, power: float, shift: float, cap: float) -> list[float]:
@@ -86,3 +86,11 @@ def test_counts_are_whole_right_in_sum_and_right_on_average(power: float, batch:
     assert (drawn <= (exact + 1e-6).ceil()).all()
     assert torch.allclose(drawn.double().mean(0), exact, atol=0.05)
     assert int(drawn.max()) <= batch
+
+
+def test_a_batch_too_small_for_every_latent_is_refused_and_the_smallest_that_is_not_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"k · batch = 36 places out over 40 latents: take batches of at least 10 rows"
+    ):
+        check_places("A rule", 4, 9, 40)
+    check_places("A rule", 4, 10, 40)

@@ -1,11 +1,12 @@
 """Properties that every rule has. Each rule's slow reference and its own properties are in `rules/test_<rule>.py`.
 
-A new rule adds one line to `CASES`: the arguments that suit 40 latents, and where its values are not the ReLU of the
-kept pre-activations, the same loss worked out densely.
+A new rule is asked for them as soon as `RULES` names it. What it then adds is one line to `CASES`: the arguments that
+suit 40 latents, and the same loss worked out densely, which its gradients are compared with.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from sae.config import Scalar, TrainConfig
 from sae.model import Sae, load_sae
 from sae.rules import RULES, Context, build_rule
 from sae.training import Training
+from tests.sae.rules.lines import lines_of_code
 
 D_IN, D_SAE = 16, 40
 
@@ -179,6 +181,12 @@ CASES = {
     "relu": Case({"l1": 0.02}, l1_loss),
     "p_anneal": Case({"l1": 0.02}, power_loss, late),
 }
+KNOWN = frozenset(CASES)
+CASES |= {
+    rule: Case({"k": 4} if "k" in inspect.signature(RULES[rule]).parameters else {}, loss=None)
+    for rule in RULES
+    if rule not in KNOWN
+}
 
 
 @pytest.fixture
@@ -199,10 +207,18 @@ def settled(built: Callable[..., Sae], rows: Callable[..., Tensor]) -> Callable[
 
 
 def test_every_rule_has_a_case_and_a_slow_reference() -> None:
-    assert CASES.keys() == RULES.keys()
+    assert RULES.keys() == KNOWN, "one line in CASES for each rule"
     for rule in RULES:
         path = Path(__file__).parent / "rules" / f"test_{rule}.py"
+        assert path.is_file(), f"{path.name} is missing: a slow reference of the rule, and what is true of it alone."
         assert f"def {rule}_reference" in path.read_text(encoding="utf-8"), f"{path.name} has no slow reference."
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_file_of_a_rule_stays_short(rule: str) -> None:
+    path = Path(inspect.getfile(RULES[rule]))
+    lines = lines_of_code(path.read_text(encoding="utf-8"))
+    assert lines < 60, f"{path.name} has {lines} lines of code; move what other rules could use out of it."
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -13,9 +13,12 @@ from torch import Tensor
 from sae.code import Code
 from sae.selection import (
     _candidates,
+    above,
     batch_largest,
     column_largest,
+    column_shares,
     floors,
+    follow_floors,
     from_columns,
     latents_between,
     transposed,
@@ -134,3 +137,41 @@ def test_floors_are_exceeded_by_as_many_rows_as_were_kept(m: int) -> None:
 def test_floors_of_silent_latents_are_infinite_and_of_one_row_its_value() -> None:
     code = Code.from_dense(torch.tensor([[0.0, 2.0, 3.0, 0.1], [0.0, 0.0, 5.0, 9.0]]))
     assert floors(code).tolist() == pytest.approx([torch.inf, 2.0, 2.5, 0.0])
+
+
+@pytest.mark.parametrize("floor", [torch.tensor(0.3), torch.linspace(-1, 1, 12)])
+def test_above_keeps_what_exceeds_the_floor_and_nothing_else(floor: Tensor) -> None:
+    pre = matrix(9, 12, seed=8)
+    pre[2, 3] = floor.expand(12)[3]
+    code = above(pre, floor)
+    wanted = torch.where(pre > floor, pre, 0.0)
+    assert torch.equal(code.dense(), wanted)
+    assert code.values.numel() == int((pre > floor).sum())
+    assert code.dense()[2, 3] == 0
+
+
+def test_shares_of_the_columns_are_met_on_average_and_in_sum() -> None:
+    columns, shares = matrix(6, 40, seed=9), torch.tensor([0.5, 0.3, 0.1, 0.06, 0.03, 0.01])
+    g = torch.Generator().manual_seed(10)
+    counts = torch.stack([torch.bincount(column_shares(columns, shares, g) // 40, minlength=6) for _ in range(400)])
+    assert (counts.sum(1) == 40).all()
+    assert torch.allclose(counts.double().mean(0), shares.double() * 40, atol=0.1)
+    chosen = column_shares(columns, shares, torch.Generator().manual_seed(11))
+    for latent in range(6):
+        own = chosen[chosen // 40 == latent] % 40
+        assert set(own.tolist()) == set(columns[latent].topk(len(own)).indices.tolist())
+
+
+def test_thresholds_follow_the_mean_floor_of_the_batches_a_latent_is_on_in() -> None:
+    codes = [
+        Code.from_dense(matrix(8, 5, seed=seed).relu() * torch.tensor([1.0, 1, 1, 1, 0])) for seed in range(12, 18)
+    ]
+    thresholds, kept = torch.zeros(5), torch.zeros(5, dtype=torch.long)
+    for code in codes:
+        follow_floors(code, thresholds, kept, window=100)
+    assert kept.tolist() == [6, 6, 6, 6, 0]
+    every = torch.stack([floors(code) for code in codes])
+    assert torch.allclose(thresholds[:4], every[:, :4].mean(0))
+    assert thresholds[4] == 0
+    follow_floors(codes[0], thresholds, kept, window=1)  # the last batch alone
+    assert torch.allclose(thresholds[:4], every[0, :4])

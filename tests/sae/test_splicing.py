@@ -91,7 +91,9 @@ def test_wrong_places_and_widths_are_refused(gpt2: ModelHandle) -> None:
             pass
     with (
         splice_transcoder(gpt2, "resid_mid.1", "mlp_out.1", sae, keep=torch.ones(2, 3, dtype=torch.bool)),
-        pytest.raises(ValueError, match=r"keep must be a mask \[batch pos\] \[2, 7\], got \[2, 3\]"),
+        pytest.raises(
+            ValueError, match=r"keep must be a boolean tensor \[batch pos\] \[2, 7\], got torch.bool \[2, 3\]"
+        ),
     ):
         gpt2.forward(texts(gpt2))
 
@@ -127,5 +129,5 @@ def test_a_crosscoder_of_two_models_gives_each_its_own_part(gpt2: ModelHandle, n
     recon = sae(torch.cat(rows, dim=-1))[0].detach()
     place = Site.parse("resid_post.1")
     torch.testing.assert_close(torch.cat([first[place], second[place]], dim=-1), recon)
-    with pytest.raises(ValueError, match=r"blocks of \[32, 32\], the sites have \[32\]"):
+    with pytest.raises(ValueError, match=r"has d_in=64 numbers, but resid_post\.1 has 32"):
         reconstruct([gpt2], ["resid_post.1"], sae, tokens)
