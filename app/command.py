@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("app.commands.evaluate", "Measure a dictionary inside its model: FVU, L0, loss recovered."),
     "features": ("app.commands.features", "Describe every latent: density, examples, logits, neighbours."),
     "steer": ("app.commands.steer", "Clamp, ablate or add one latent: next tokens before and after, KL."),
+    "attribute": ("app.commands.attribute", "Find what makes a model do a task: patching, AtP, RelP, LRP, latents."),
     "import": ("app.commands.import_", "Take in a dictionary of sae-lens, Gemma Scope, sparsify, dictionary_learning."),
     "export": ("app.commands.export", "Write a dictionary for sae-lens or sparsify; publish it on the hub."),
     "compress": ("app.commands.compress", "Compress a model by a recipe: bits, coverage, error; save the copy."),
@@ -40,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explore": ("app.commands.explore", "Open the explorer on a folder of runs."),
 }
 
-HEAVY = frozenset({"demo", "capture", "train", "evaluate", "features", "compare", "sweep"})
+HEAVY = frozenset({"demo", "capture", "train", "evaluate", "features", "attribute", "compare", "sweep"})
 """Commands that compute for long: they start under the allocator setting below and resume after Ctrl-C."""
 
 ALLOCATOR = {

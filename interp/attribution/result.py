@@ -42,7 +42,8 @@ class Attribution:
         nodes: kind (string), layer (int32), pos, head, neuron, latent (int32, null where the cell has all of it),
             score (float64), stderr (float64 over prompts, null for one prompt), per_prompt (list<float32>),
             measured (float64: the effect of really patching the cell, null where that was not done), measured_stderr.
-        edges: source_kind, source_layer, source_pos, ..., target_kind, target_layer, ..., score, stderr; or None.
+        edges: source_kind, source_layer, source_pos, ..., target_kind, target_layer, ... (`CELL` at either end; the
+            target of kind `logits` has the number of layers as its layer), score, stderr, per_prompt; or None.
         completeness: kind, layer, part (string), explained (float64, sum of the scores that should add up), total
             (float64, what they should add up to), gap (total - explained).
     """

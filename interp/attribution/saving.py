@@ -1,8 +1,8 @@
 """An `Attribution` as a run of kind "attribution": what it holds, and the prompts that it was measured on.
 
 Files: nodes.parquet, completeness.parquet and, where there are any, edges.parquet (the tables of `Attribution`);
-prompts.parquet (prompt, clean, corrupt: lists of token ids; clean_tokens, corrupt_tokens: their texts, null without a
-tokenizer; correct, wrong: lists of token ids; clean_value, corrupt_value: the metric); attribution.json (the rest).
+prompts.parquet (prompt; clean, corrupt, correct, wrong: lists of token ids; clean_tokens and so on: their texts, null
+without a tokenizer; clean_value, corrupt_value: the metric); attribution.json (the rest).
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from interp.attribution.result import Attribution
 from interp.runs import RunDamaged
-from interp.tasks.pairs import NOTHING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pyarrow as pa
     from jaxtyping import Float
     from torch import Tensor
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 KIND = "attribution"
 FIELDS = ("method", "target", "baseline", "direction", "tokens", "values", "about")
 """What attribution.json holds."""
+NODES_AT_ONCE = 4096
+"""Rows of nodes.parquet that are read together: the values of one cell are found without reading those of all."""
 
 
 def prompts_table(
@@ -36,15 +39,15 @@ def prompts_table(
     """Return the pairs as a table, one row for each prompt; `clean` and `corrupt` are the metric on each."""
     import pyarrow as pa
 
+    from interp.tasks.pairs import NOTHING
+
     words = handle.vocabulary() if handle.tokenizer is not None else None
     columns: dict[str, Any] = {"prompt": list(range(len(pairs)))}
-    for side in ("clean", "corrupt"):
-        ids = getattr(pairs, side).tolist()
+    for side in ("clean", "corrupt", "correct", "wrong"):
+        ids = [[i for i in row if i != NOTHING] for row in getattr(pairs, side).tolist()]
         columns[side] = ids
         texts = [None] * len(ids) if words is None else [[words[i] for i in row] for row in ids]
         columns[f"{side}_tokens"] = pa.array(texts, pa.list_(pa.string()))
-    for side in ("correct", "wrong"):
-        columns[side] = [[i for i in row if i != NOTHING] for row in getattr(pairs, side).tolist()]
     for side, values in (("clean", clean), ("corrupt", corrupt)):
         found = [None] * len(pairs) if values is None else values.tolist()
         columns[f"{side}_value"] = pa.array(found, pa.float64())
@@ -53,7 +56,7 @@ def prompts_table(
 
 def write_attribution(run: Run, found: Attribution, prompts: pa.Table | None = None) -> None:
     """Write the files of `found` into a run that is being made; the caller finishes it with a summary."""
-    run.save_table("nodes.parquet", found.nodes)
+    run.save_table("nodes.parquet", found.nodes, row_group_size=NODES_AT_ONCE)
     run.save_table("completeness.parquet", found.completeness)
     if found.edges is not None:
         run.save_table("edges.parquet", found.edges)
@@ -62,8 +65,8 @@ def write_attribution(run: Run, found: Attribution, prompts: pa.Table | None = N
     run.save_json("attribution.json", {name: getattr(found, name) for name in FIELDS})
 
 
-def load_attribution(run: Run) -> Attribution:
-    """Return the attribution that a finished run holds.
+def load_attribution(run: Run, columns: Sequence[str] | None = None) -> Attribution:
+    """Return the attribution that a finished run holds; of its nodes only `columns`, where they are given.
 
     Raises:
         ValueError: the run is of another kind.
@@ -75,7 +78,8 @@ def load_attribution(run: Run) -> Attribution:
     missing = [name for name in FIELDS if not isinstance(fields, dict) or name not in fields]
     if missing:
         raise RunDamaged(f"attribution.json of {run.ref} lacks {', '.join(missing)}. Make the run again.")
-    tables = {name: run.table(f"{name}.parquet") for name in ("nodes", "completeness", "edges") if _has(run, name)}
+    wanted = {"nodes": columns, "completeness": None, "edges": None}
+    tables = {name: run.table(f"{name}.parquet", columns=some) for name, some in wanted.items() if _has(run, name)}
     fields = {name: fields[name] for name in FIELDS} | {"tokens": tuple(fields["tokens"])}
     return Attribution(**fields, **tables)
 

@@ -9,6 +9,8 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "ModelHandle": "interp.models.handle",
         "ModelSpec": "interp.models.spec",
+        "compiled_model": "interp.models.compiled.catalog",
+        "compiled_models": "interp.models.compiled.catalog",
         "embedded_models": "interp.models.embedded",
         "load_model": "interp.models.loading",
     },

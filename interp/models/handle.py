@@ -358,7 +358,8 @@ class ModelHandle:
         bridge = build_bridge_from_module(
             structure, ARCHITECTURES[self.family], hf_config=structure.config, model_name=self.spec.name
         )
-        for part in bridge.modules():  # a norm that was taken out (nn.Identity) has no weights to recompute it with
+        parts: Any = bridge.modules()
+        for part in parts:  # a norm that was taken out (nn.Identity) has no weights to recompute it with
             if isinstance(getattr(part, "original_component", None), nn.Identity):
                 part.use_native_layernorm_autograd = True
         # The slices of fused q, k, v weights are new parameters, which would take gradients.

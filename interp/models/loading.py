@@ -1,7 +1,7 @@
-"""From a name to a `ModelHandle`: embedded models, local Hugging Face folders, hub ids, ready modules.
+"""From a name to a `ModelHandle`: embedded and compiled models, local Hugging Face folders, hub ids, ready modules.
 
-Embedded and local names never touch the network. Weights are read from safetensors only: pickled `.bin` files can run
-code when they are opened.
+Embedded, compiled and local names never touch the network. Weights are read from safetensors only: pickled `.bin`
+files can run code when they are opened.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from urllib.request import getproxies
 import torch
 from torch import nn
 
+from interp.models.compiled.catalog import compiled_models
 from interp.models.embedded import embedded_models
 from interp.models.handle import ModelHandle
 from interp.models.spec import ModelSpec
@@ -52,8 +53,8 @@ def load_model(
     """Return a handle on the model that `spec` names.
 
     Args:
-        spec: a `ModelSpec`, a name (embedded model, local folder, hub id), or a ready Hugging Face module, which the
-            handle then owns: it is put in evaluation mode and its parameters stop taking gradients.
+        spec: a `ModelSpec`, a name (embedded or compiled model, local folder, hub id), or a ready Hugging Face module,
+            which the handle then owns: it is put in evaluation mode and its parameters stop taking gradients.
         device: where to put it; None is the first GPU, else the CPU (a ready module stays where it is).
         device_map: for a model spread over devices, as in transformers; excludes `device`.
         token: of the hub, for private and gated repositories.
@@ -75,9 +76,12 @@ def load_model(
         dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
         return ModelHandle(ModelSpec(type(spec).__name__, dtype=dtype), module, tokenizer)
     spec = ModelSpec(spec) if isinstance(spec, str) else spec
-    folder = find_folder(spec.name, spec.revision, token)
-    module = _load_module(folder, spec, device, device_map)
-    handle = ModelHandle(spec, module, tokenizer if tokenizer is not None else _load_tokenizer(folder, module.config))
+    module = _without_folder(spec, device, device_map)
+    if module is None:
+        folder = find_folder(spec.name, spec.revision, token)
+        module = _load_module(folder, spec, device, device_map)
+        tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(folder, module.config)
+    handle = ModelHandle(spec, module, tokenizer)
     _apply_recipe(handle)
     return handle
 
@@ -175,7 +179,7 @@ def _answers(endpoint: str, seconds: float = 5.0) -> bool:
 
 
 def _nowhere(name: str, why: str) -> str:
-    return f"{unknown('model', name, embedded_models())} {why} {_OTHERS}"
+    return f"{unknown('model', name, [*embedded_models(), *compiled_models()])} {why} {_OTHERS}"
 
 
 def _wanted(name: str, names: list[str]) -> list[str]:
@@ -198,6 +202,23 @@ def _no_safetensors(where: str, names: list[str]) -> str:
         f"{where} has its weights in {pickled[0]} only. Such files are pickles, which can run code when opened; only "
         f"safetensors are read. In a folder with a copy of it, convert it yourself: {CONVERT}"
     )
+
+
+def _without_folder(spec: ModelSpec, device: Any, device_map: Any) -> nn.Module | None:
+    """Return a compiled model, or one of a bare file of weights that is known by its tensors; None for all others."""
+    path = Path(spec.name).expanduser()
+    if spec.name in compiled_models():
+        module: Any = compiled_models()[spec.name].build()
+    elif path.suffix == ".safetensors" and path.is_file():
+        from interp.models.compiled.trained import read_trained
+
+        module = read_trained(path)
+    else:
+        return None
+    if spec.revision is not None or device_map is not None:
+        raise ValueError(f"{spec.name} is small and on this machine: it takes no revision and no device_map.")
+    where = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    return module.to(where, getattr(torch, spec.dtype))
 
 
 def _load_module(folder: Path, spec: ModelSpec, device: Any, device_map: Any) -> Any:

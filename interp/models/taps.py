@@ -197,6 +197,16 @@ def mark(function: Callable) -> Callable:
     return function
 
 
+def per_token(edit: Callable) -> Callable:
+    """Return `edit`, marked as exact on any part of a text: what it makes of a token depends on that activation alone.
+
+    Patching then need not run whole texts (`interp.attribution.patching.cone`). Rounding is left unmarked: it turns the
+    last bit, in which two ways of computing differ, into a step.
+    """
+    edit.per_token = True  # type: ignore[attr-defined]
+    return edit
+
+
 def strip_hooks(module: nn.Module) -> None:
     """Remove the hooks of this package from `module`, which was copied while some were attached."""
     for part in module.modules():

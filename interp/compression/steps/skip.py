@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interp.compression.steps.base import NamedStep
-from interp.models.taps import BLOCKS
+from interp.models.taps import BLOCKS, per_token
 from interp.sites import Site
 from interp.types import Change, StepReport
 
@@ -76,6 +76,7 @@ class SkipLayers(NamedStep):
         return StepReport(self.describe(), sum(map(count, blocks.values())), tuple(changes))
 
 
+@per_token
 def nothing(value: Tensor) -> Tensor:
     """Return what can be added to anything without changing it."""
     return torch.full_like(value, -0.0)

@@ -70,6 +70,10 @@ def test_round_trip(tmp_path: Path, gpt2: ModelHandle, pairs: Pairs) -> None:
     assert table[1]["clean_value"] == 2.0
     assert table[0]["clean"] == [0, 5, 6]
     assert table[0]["corrupt_tokens"] == gpt2.token_strings([1, 6, 7])
+    assert table[1]["correct_tokens"] == gpt2.token_strings([10, 11])
+    light = load_attribution(open_run(run.ref, tmp_path), columns=("kind", "layer", "score"))
+    assert light.nodes.column_names == ["kind", "layer", "score"]
+    assert light.nodes["score"].equals(found.nodes["score"])
 
 
 def test_without_a_tokenizer_there_are_no_texts(gpt2: ModelHandle, pairs: Pairs) -> None:

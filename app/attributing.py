@@ -1,0 +1,244 @@
+"""What `mechscope attribute` asks: a model, pairs of prompts, a metric; and which methods answer it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from app import console, sources
+
+if TYPE_CHECKING:
+    from app.commands.attribute import Args
+    from app.sources import Subject
+    from interp.attribution import Attribution
+    from interp.models import ModelHandle
+    from interp.tasks import Pairs
+
+LEAST = 0.7
+"""Share of prompts that a model must get right for a task to say anything about it."""
+OWN = "own"
+"""What the task of prompts from the command line is called."""
+WITH_HEADS = ("q", "k", "v", "pattern", "head_out")
+"""Kinds that are shown by head."""
+RELEVANCE = ("cp_lrp", "attn_lrp", "epsilon", "gamma", "alpha_beta", "z_plus")
+"""Methods that share out the metric itself rather than a difference: presets of `interp.attribution.relevance`."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A model, pairs of prompts and what is measured of them."""
+
+    handle: ModelHandle
+    """The model."""
+    pairs: Pairs
+    """Clean and corrupted prompts."""
+    accuracy: float
+    """Share of the clean prompts that the model answers rightly."""
+    config: dict[str, Any]
+    """What identifies the question, whichever method answers it."""
+    subject: Subject | None = None
+    """The dictionary, for attribution to latents."""
+
+    @property
+    def slug(self) -> str:
+        """Model and task, for the names of runs."""
+        return f"{sources.spec_slug(self.handle.spec)}.{self.pairs.task}"
+
+
+def ask(args: Args) -> Question:
+    """Return the question that the command line puts, with the model loaded and the prompts made.
+
+    Raises:
+        ValueError: an unknown task or metric, prompts that do not fit, a task that the model cannot do.
+    """
+    from interp.config import to_json
+    from interp.models import ModelSpec
+    from interp.tasks import check_accuracy
+
+    spec = ModelSpec(sources.local(args.model), recipe=sources.recipe(args.recipe))
+    subject = None if args.sae is None else sources.subject(args.sae, args.runs)
+    if subject is not None:
+        subject_model = replace(subject.model, recipe=())
+        if subject_model.name != spec.name:
+            raise ValueError(f"{subject.run.ref} reads {subject.model.name}, not {args.model}; give --model its name.")
+        handle = sources.open_subject_model(subject, args.device, spec.recipe)
+    else:
+        handle = sources.open_model(spec, args.device)
+    pairs = _pairs(args, handle)
+    accuracy = check_accuracy(handle, pairs)
+    if accuracy < LEAST and not args.anyway and pairs.task != OWN:
+        raise ValueError(
+            f"{handle.spec.name} cannot do {pairs.task}: it gets {accuracy:.0%} of {len(pairs)} prompts right, and "
+            f"below {LEAST:.0%} there is no mechanism to find. --list shows what it can do; --anyway goes on."
+        )
+    config = {
+        "model": to_json(handle.spec),
+        "weights": handle.digest(),
+        "task": pairs.task,
+        "pairs": _digest(pairs),
+        "metric": args.metric or pairs.metric,
+    }
+    return Question(handle, pairs, accuracy, config, subject)
+
+
+def _pairs(args: Args, handle: ModelHandle) -> Pairs:
+    """Return the task's pairs, those of a file, or the one pair of the command line."""
+    from interp.names import unknown
+    from interp.tasks import TASKS
+
+    texts = {"--clean": args.clean, "--corrupt": args.corrupt, "--correct": args.correct, "--wrong": args.wrong}
+    given = [name for name, text in texts.items() if text is not None]
+    if given:
+        if len(given) < 4:
+            missing = ", ".join(name for name in texts if name not in given)
+            raise ValueError(f"A pair of prompts of one's own needs all of {', '.join(texts)}; missing: {missing}.")
+        return own_pair(handle, *(text or "" for text in texts.values()))
+    if args.prompts is not None:
+        from interp.tasks import pairs_from_file
+
+        return pairs_from_file(handle, args.prompts, n=args.n)
+    if args.task not in TASKS:
+        raise ValueError(unknown("task", args.task, TASKS))
+    return TASKS[args.task].pairs(handle, args.n, args.seed)
+
+
+def own_pair(handle: ModelHandle, clean: str, corrupt: str, correct: str, wrong: str) -> Pairs:
+    """Return one pair of prompts and answers given as text.
+
+    Raises:
+        ValueError: the prompts differ in length, or an answer is not a single token.
+    """
+    import torch
+
+    from interp.tasks import Pairs
+
+    sides = [handle.tokens(text) for text in (clean, corrupt)]
+    if sides[0].shape != sides[1].shape:
+        shown = [" ".join(map(repr, handle.token_strings(side[0]))) for side in sides]
+        raise ValueError(
+            f"Clean and corrupted prompts must have the same number of tokens, got {sides[0].shape[1]} ({shown[0]}) "
+            f"and {sides[1].shape[1]} ({shown[1]})."
+        )
+    answers = []
+    for name, text in (("correct", correct), ("wrong", wrong)):
+        ids = handle.tokens(text, bos=False)[0].tolist() if text else []
+        if len(ids) != 1:
+            parts = " ".join(map(repr, handle.token_strings(ids))) if ids else "nothing"
+            raise ValueError(
+                f"--{name} must be one token of this model, got {len(ids)} ({parts}). Most words begin with a space."
+            )
+        answers.append(torch.tensor([ids]))
+    return Pairs(OWN, sides[0].cpu(), sides[1].cpu(), *answers)
+
+
+def _digest(pairs: Pairs) -> str:
+    """Return a hash of the prompts and answers."""
+    found = hashlib.sha256()
+    for name in ("clean", "corrupt", "correct", "wrong"):
+        values = getattr(pairs, name)
+        found.update(f"{name}{tuple(values.shape)}".encode() + values.cpu().long().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def method_names() -> tuple[str, ...]:
+    """Return what --methods may name."""
+    from interp.attribution.estimates import METHODS
+    from interp.attribution.relevance import PRESETS
+
+    presets = [name for name in PRESETS if name not in METHODS and name != "gradient"]
+    return (*METHODS, *presets, "latents")
+
+
+def answer(question: Question, method: str, args: Args, progress: Callable[[int, int], object]) -> Attribution:
+    """Return what `method` finds; kinds with heads are taken by head, the others by position.
+
+    Raises:
+        ValueError: what the method refuses.
+    """
+    from interp.attribution.estimates import METHODS, latent_attribution
+    from interp.attribution.relevance import relevance
+
+    handle, pairs = question.handle, question.pairs
+    shared: dict[str, Any] = {"metric": args.metric, "batch": args.batch, "on_progress": progress}
+    if method == "latents":
+        from sae.model import load_sae
+
+        if question.subject is None:
+            raise ValueError("Attribution to latents needs a dictionary: --sae RUN.")
+        sae = load_sae(question.subject.run, handle.device)
+        return latent_attribution(handle, pairs, {question.subject.site: sae}, direction=args.direction, **shared)
+    kinds = tuple(args.kinds)
+    if method not in METHODS:
+        return relevance(handle, pairs, preset=method, sites=kinds, **shared)
+    options = shared | {"direction": args.direction, "baseline": args.baseline}
+    if method != "patching":
+        options["check"] = args.check
+    by_head = tuple(kind for kind in kinds if kind.split(".")[0] in WITH_HEADS)
+    groups = [
+        (tuple(kind for kind in kinds if kind not in by_head), ("pos",)),
+        (by_head, ("pos", "head") if args.head_positions else ("head",)),
+    ]
+    found = [METHODS[method](handle, pairs, some, parts=parts, **options) for some, parts in groups if some]
+    return found[0] if len(found) == 1 else merged(found[0], found[1])
+
+
+def merged(first: Attribution, second: Attribution) -> Attribution:
+    """Return the cells of both results, which one method found on the same pairs."""
+    import pyarrow as pa
+
+    return replace(
+        first,
+        nodes=pa.concat_tables([first.nodes, second.nodes], promote_options="permissive"),
+        completeness=pa.concat_tables([first.completeness, second.completeness], promote_options="permissive"),
+        tokens=first.tokens or second.tokens,
+        values={**second.values, **first.values},
+    )
+
+
+def show_tasks(handle: ModelHandle, n: int, seed: int) -> list[dict[str, Any]]:
+    """Print every task with the accuracy of the model; return the rows."""
+    from interp.tasks import task_table
+
+    rows = task_table(handle, n=n, seed=seed).to_pylist()
+    console.table(list(rows[0]), [[row[name] for name in row] for row in rows])
+    return rows
+
+
+def show(found: Mapping[str, Attribution], top: int) -> dict[str, Any]:
+    """Print the strongest cells of every method and how the methods agree; return both."""
+    from interp.attribution import correlations
+    from interp.attribution.saving import cell_name
+
+    best = {}
+    for method, result in found.items():
+        rows = result.top(top).to_pylist()
+        best[method] = [
+            {"cell": cell_name(row), "score": row["score"], "measured": row.get("measured")} for row in rows
+        ]
+        console.emit(f"\n{method}")
+        console.table(
+            ("cell", "score", "stderr", "measured"),
+            [[cell_name(row), row["score"], row["stderr"], row.get("measured")] for row in rows],
+        )
+        if "check_pearson" in result.values:
+            console.note(
+                f"{method}: correlation with real patching of {_checked(result)} cells "
+                f"{result.values['check_pearson']:.3f}"
+            )
+    if len(found) < 2:
+        return {"top": best}
+    matrix = correlations(found)
+    console.emit("\nPearson correlation over shared cells")
+    rows = [[kind, a, b, value, cells] for kind, a, b, value, cells in matrix]
+    console.table(("kind", "method", "method", "pearson", "cells"), rows)
+    return {
+        "top": best,
+        "agreement": [dict(zip(("kind", "a", "b", "pearson", "cells"), row, strict=True)) for row in rows],
+    }
+
+
+def _checked(result: Attribution) -> int:
+    column = result.nodes["measured"]
+    return len(column) - column.null_count

@@ -1,0 +1,164 @@
+"""From products of activations and gradients to cells, and from cells of every prompt to an `Attribution`.
+
+score of a cell = sum over everything that the cell has all of, of (activation difference) x (gradient)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from interp.attribution.estimates.question import Question
+from interp.attribution.patching.cells import WITH_HEADS
+from interp.attribution.patching.maps import token_labels
+from interp.attribution.result import PARTS, Attribution
+from interp.sites import Site
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STREAM = ("resid_pre", "resid_mid", "resid_post")
+"""Kinds that cut the model: everything that differs between two runs passes through all positions of one of them."""
+
+
+def axis_names(kind: str) -> tuple[str, ...]:
+    """Return what the axes of an activation are, after the batch; "" for those that no cell is a part by."""
+    if kind in WITH_HEADS:
+        return ("pos", "head", "")
+    return ("pos", "neuron") if kind == "mlp_act" else ("pos", "")
+
+
+def parts_of(kind: str, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of `parts` that an activation of `kind` has, in the order of its axes."""
+    return tuple(name for name in axis_names(kind) if name in parts)
+
+
+def summed(product: Shaped[Tensor, "batch ..."], kind: str, parts: tuple[str, ...]) -> Float[Tensor, "batch ..."]:
+    """Return `product`, shaped as an activation of `kind`, summed over all axes but those of `parts`, in float64."""
+    if kind == "pattern":  # [batch head query key]: positions are queries
+        product = product.transpose(1, 2)
+    gone = [axis for axis, name in enumerate(axis_names(kind), 1) if name not in parts]
+    return (product.sum(gone) if gone else product).cpu().double()
+
+
+@dataclass
+class Scores:
+    """Scores of every prompt, collected batch by batch."""
+
+    cells: dict[Site, list[Tensor]] = field(default_factory=dict)
+    """Site -> [batch, axes of its parts], one for each batch."""
+    totals: dict[Site, list[Tensor]] = field(default_factory=dict)
+    """Site -> [batch], what its cells should add up to."""
+    clean: list[Tensor] = field(default_factory=list)
+    """Metric of the clean runs."""
+    corrupt: list[Tensor] = field(default_factory=list)
+    """Metric of the corrupted runs."""
+
+    def add_values(self, question: Question, base: Tensor, other: Tensor) -> None:
+        """Keep the metric of both runs."""
+        pair = (other, base) if question.plan.direction == "denoising" else (base, other)
+        for values, kept in zip(pair, (self.clean, self.corrupt), strict=True):
+            kept.append(values.cpu().double())
+
+    def add_whole(self, question: Question) -> None:
+        """Keep the effect of the whole, in the batch that was added last, as the total of the stream's kinds."""
+        for site in question.sites:
+            if site.kind in STREAM:
+                self.add_total(site, self.clean[-1] - self.corrupt[-1])
+
+    def add_total(self, site: Site, values: Float[Tensor, " batch"]) -> None:
+        """Keep what the cells of `site` should add up to."""
+        self.totals.setdefault(site, []).append(values.cpu().double())
+
+    def add(self, site: Site, values: Float[Tensor, "batch ..."]) -> None:
+        """Keep the scores of a batch."""
+        self.cells.setdefault(site, []).append(values)
+
+
+def result(question: Question, method: str, scores: Scores, about: dict[str, Any]) -> Attribution:
+    """Return the `Attribution` of `scores`."""
+    import pyarrow as pa
+
+    cells = {site: torch.cat(parts).numpy() for site, parts in scores.cells.items()}
+    tables = []
+    for site, values in cells.items():
+        flat = values.reshape(len(values), -1)
+        grid = np.unravel_index(np.arange(flat.shape[1]), values.shape[1:]) if values.ndim > 1 else ()
+        tables.append(nodes_of(site.kind, site.layer, list(parts_of(site.kind, question.parts)), list(grid), flat))
+    totals = {site: float(torch.cat(parts).mean()) for site, parts in scores.totals.items()}
+    explained = {site: float(cells[site].reshape(len(cells[site]), -1).sum(1).mean()) for site in totals}
+    values = {
+        "clean": float(torch.cat(scores.clean).mean()),
+        "corrupt": float(torch.cat(scores.corrupt).mean()),
+        "prompts": float(len(question.pairs)),
+    }
+    return Attribution(
+        method,
+        question.metric.name,
+        question.plan.baseline,
+        question.plan.direction,
+        pa.concat_tables(tables),
+        completeness_of([(site.kind, site.layer, "all", explained[site], totals[site]) for site in totals]),
+        token_labels(question.handle, question.pairs),
+        values,
+        about=described(question) | about,
+    )
+
+
+def described(question: Question) -> dict[str, Any]:
+    """Return model, task and arguments as JSON values."""
+    return {
+        "model": question.handle.spec.name,
+        "task": question.pairs.task,
+        "parts": list(question.parts),
+        "sites": [str(site) for site in question.sites],
+    }
+
+
+def nodes_of(
+    kind: str, layer: int, names: list[str], indices: list[np.ndarray], values: Float[np.ndarray, "prompt cell"]
+) -> pa.Table:
+    """Return the table `nodes` of the cells of one site; `names` and `indices` say which part each cell is."""
+    import pyarrow as pa
+
+    prompts, count = values.shape
+    columns: dict[str, Any] = {
+        "kind": pa.array([kind] * count, pa.string()),
+        "layer": pa.array(np.full(count, layer), pa.int32()),
+    }
+    for part in PARTS:
+        index = indices[names.index(part)] if part in names else None
+        columns[part] = pa.nulls(count, pa.int32()) if index is None else pa.array(index.astype(np.int32))
+    columns["score"] = pa.array(values.mean(0).astype(np.float64))
+    spread = values.std(0, ddof=1) / math.sqrt(prompts) if prompts > 1 else None
+    columns["stderr"] = pa.nulls(count, pa.float64()) if spread is None else pa.array(spread)
+    flat = pa.array(np.ascontiguousarray(values.T, dtype=np.float32).reshape(-1))
+    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * prompts)
+    columns["per_prompt"] = pa.ListArray.from_arrays(offsets, flat)
+    for name in ("measured", "measured_stderr"):
+        columns[name] = pa.nulls(count, pa.float64())
+    return pa.table(columns)
+
+
+def completeness_of(rows: list[tuple[str, int, str, float, float]]) -> pa.Table:
+    """Return the table `completeness` of rows (kind, layer, part, explained, total)."""
+    import pyarrow as pa
+
+    kinds, layers, parts, explained, totals = zip(*rows, strict=True) if rows else ((),) * 5
+    gaps = [total - found for found, total in zip(explained, totals, strict=True)]
+    return pa.table(
+        {
+            "kind": pa.array(kinds, pa.string()),
+            "layer": pa.array(layers, pa.int32()),
+            "part": pa.array(parts, pa.string()),
+            "explained": pa.array(explained, pa.float64()),
+            "total": pa.array(totals, pa.float64()),
+            "gap": pa.array(gaps, pa.float64()),
+        }
+    )
