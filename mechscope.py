@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from interp.lazy import lazy
 
 if TYPE_CHECKING:  # for editors and type checkers, which cannot follow the table below
+    from interp.attribution.estimates import relp
+    from interp.attribution.patching import patch_map
+    from interp.attribution.relevance import relevance
     from interp.compression.compare import compare
     from interp.compression.recipes import read_recipe
     from interp.hooks import ablate, capture, patch, splice
@@ -27,7 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ModelSpec", "Sae", "Site", "ablate", "capture", "compare", "evaluate", "find_runs", "load", "load_model",
-    "open_run", "patch", "read_recipe", "splice", "train",
+    "open_run", "patch", "patch_map", "read_recipe", "relevance", "relp", "splice", "train",
 ]  # fmt: skip
 
 _EXPORTS = {
@@ -42,13 +45,17 @@ _EXPORTS = {
     "load_model": "interp.models",
     "open_run": "interp.runs",
     "patch": "interp.hooks",
+    "patch_map": "interp.attribution.patching",
     "read_recipe": "interp.compression.recipes",
+    "relevance": "interp.attribution.relevance",
+    "relp": "interp.attribution.estimates",
     "splice": "interp.hooks",
     "train": "sae.training",
 }
 
 _HOLDS = {
     "activations": ("interp.activations", "DiskStore"),
+    "attribution": ("interp.attribution.saving", "load_attribution"),
     "compare": ("interp.compression.compare", "load_results"),
     "sae": ("sae.model", "load_sae"),
     "features": ("sae.features", "load_features"),
@@ -69,7 +76,7 @@ def __getattr__(name: str) -> Any:
 
 def load(run: str | Path | Run, root: str | Path | None = None) -> Any:
     """Return what a run holds: the `Sae` of a training, the store of a capture, the tables of a feature run,
-    what each panel of a comparison found.
+    what each panel of a comparison found, the scores of an attribution.
 
     Args:
         run: a run, or its reference: `sae/demo-1a2b3c4d`, the eight characters at its end, or its folder.

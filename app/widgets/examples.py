@@ -10,7 +10,7 @@ import streamlit as st
 from app.widgets import frame, state
 from app.widgets.artefacts import EXAMPLE_GROUPS, Example, FeatureSet
 from app.widgets.text import number
-from app.widgets.token_strip import TokenStrip
+from interp.figures.token_strip import TokenStrip
 
 EXAMPLES = 20  # on the screen at once
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.widgets.text import number, safe, share, tokens_html
-from app.widgets.token_strip import STYLE as STRIP_STYLE
-from app.widgets.token_strip import TokenStrip
+from interp.figures.token_strip import STYLE as STRIP_STYLE
+from interp.figures.token_strip import TokenStrip
 
 DENSE_FROM = 0.1
 """Density from which a latent is called dense, unless a page says otherwise."""

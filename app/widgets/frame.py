@@ -9,10 +9,11 @@ from pathlib import Path
 
 import streamlit as st
 
-from app.widgets import feature_card, sheet, state, token_strip
+from app.widgets import feature_card, sheet, state
 from app.widgets.artefacts import FeatureSet, Unreadable, open_features
 from app.widgets.text import count, place_of, safe
 from app.workspace import WorkspaceError
+from interp.figures.token_strip import STYLE as STRIP_STYLE
 from interp.runs import Run, RunError, find_runs, runs_root
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ CHART = {"displaylogo": False, "displayModeBar": False, "responsive": True}
 
 def style() -> None:
     """Put the style sheet on the page."""
-    st.html(f"<style>{sheet.STYLE}{token_strip.STYLE}{feature_card.STYLE}</style>")
+    st.html(f"<style>{sheet.STYLE}{STRIP_STYLE}{feature_card.STYLE}</style>")
 
 
 def note(text: str) -> None:

@@ -8,7 +8,7 @@ stays the same, so a click costs no new drawing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,16 +56,19 @@ def picked(selection: Any) -> tuple[int, int] | None:
     return (int(data[0]), int(data[1])) if data and len(data) > 1 else None
 
 
-def take(key: str, rows: Axis, columns: Axis) -> None:
+def take(key: str, rows: Axis, columns: Axis, also: Mapping[str, str] | None = None) -> None:
     """Write the cell that was clicked in the map `key` into the address: the callback of a click.
 
-    Plotly unselects a point that is clicked again and then reports no point; that means the same cell once more.
+    `also` is what else a click in this map means: further keys of the address. Plotly unselects a point that is clicked
+    again and then reports no point; that means the same cell once more.
     """
     cell = picked(st.session_state.get(key)) or st.session_state.get(f"_{key}")
     if cell is not None and cell[0] < len(rows.ids) and cell[1] < len(columns.ids):
         st.session_state[f"_{key}"] = cell
         state.put(rows.key, rows.ids[cell[0]])
         state.put(columns.key, columns.ids[cell[1]])
+        for name, value in (also or {}).items():
+            state.put(name, value)
 
 
 def heat_map(
@@ -74,12 +77,13 @@ def heat_map(
     rows: Axis,
     columns: Axis,
     *,
-    cell: tuple[int, int],
+    cell: tuple[int, int] | None,
     value: str = "value",
     signed: bool = False,
     limit: float | None = None,
     hover: Sequence[Sequence[str]] | None = None,
     boxes: bool = True,
+    also: Mapping[str, str] | None = None,
 ) -> None:
     """Draw the map with `cell` framed.
 
@@ -88,12 +92,13 @@ def heat_map(
         values: [rows columns].
         rows: the rows.
         columns: the columns.
-        cell: the chosen (row, column), from `chosen`.
+        cell: the chosen (row, column), from `chosen`; None where it is in another map.
         value: what the colours are.
         signed: whether the values have two signs.
         limit: |value| of the full colour.
         hover: one plain line for each cell.
         boxes: whether the two boxes for the keyboard are drawn below; a page that has its own leaves them out.
+        also: further keys of the address that a click sets.
     """
     figure = heat_map_figure(
         values, rows.labels, columns.labels, signed=signed, limit=limit, titles=("", columns.title, value),
@@ -103,10 +108,11 @@ def heat_map(
     with st.container(gap=None):
         st.plotly_chart(
             figure, theme=None, key=key, config=frame.CHART, selection_mode="points",
-            on_select=lambda: take(key, rows, columns), alt=f"{value} for each of {size}",
+            on_select=lambda: take(key, rows, columns, also), alt=f"{value} for each of {size}",
         )  # fmt: skip
-        mark(key, cell_spot(cell, (len(rows.ids), len(columns.ids))))
-    if boxes:
+        if cell is not None:
+            mark(key, cell_spot(cell, (len(rows.ids), len(columns.ids))))
+    if boxes and cell is not None:
         with st.container(horizontal=True, gap="small"):
             for axis, at in ((rows, cell[0]), (columns, cell[1])):
                 box(axis, at, f"{key}-{axis.key}")

@@ -11,7 +11,7 @@ from app.widgets.artefacts import FeatureSet, Unreadable
 from app.widgets.examples import largest
 from app.widgets.links import links
 from app.widgets.text import number, token_html
-from app.widgets.token_strip import TokenStrip
+from interp.figures.token_strip import TokenStrip
 
 
 def live_box(features: FeatureSet, row: dict[str, Any]) -> live.Fired | None:

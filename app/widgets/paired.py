@@ -10,8 +10,8 @@ import streamlit as st
 from app.widgets import frame
 from app.widgets.comparisons import Comparison, Pair
 from app.widgets.text import number, safe, share
-from app.widgets.token_strip import TokenStrip
 from interp.figures import STATES
+from interp.figures.token_strip import TokenStrip
 
 PAIRS = 6  # on the screen at once
 SIDES = {"a": "Largest in a", "b": "Largest in b"}

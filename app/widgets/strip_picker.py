@@ -13,7 +13,7 @@ import streamlit as st
 from streamlit.components.v2 import component
 
 from app.widgets.text import visible
-from app.widgets.token_strip import STYLE, shade
+from interp.figures.token_strip import STYLE, shade
 
 _CSS = (
     STYLE

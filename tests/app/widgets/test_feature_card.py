@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.widgets.feature_card import FeatureCard, badges
-from app.widgets.token_strip import TokenStrip
+from interp.figures.token_strip import TokenStrip
 
 ROW = {"latent": 7, "density": 0.01, "max": 3.0, "token_entropy": 1.0, "top_tokens": [" a", " a", "<b>"]}
 

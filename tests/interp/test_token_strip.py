@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.widgets.text import visible
-from app.widgets.token_strip import TokenStrip, shade
+from interp.figures.token_strip import TokenStrip, shade
 
 
 class Reader(HTMLParser):
