@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import tyro
 
 from app import console
 from app.command import Common
+from interp.names import unknown
 
 if TYPE_CHECKING:
     from interp.models import ModelHandle
@@ -22,7 +24,7 @@ ROUNDINGS = 4
 
 @dataclass(frozen=True)
 class List(Common):
-    """List the models that come with the package."""
+    """List the models that come with the package: trained ones, and those compiled by hand."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,10 @@ class Sites(Common):
 
 @dataclass(frozen=True)
 class Card(Common):
-    """Print the card of an embedded model: what it is, what it was trained on, its licence."""
+    """Print the card of an embedded or compiled model: what it is, where it comes from, its licence."""
 
     name: tyro.conf.Positional[str]
-    """Embedded model."""
+    """Embedded or compiled model."""
 
 
 @dataclass(frozen=True)
@@ -84,27 +86,29 @@ def run(args: List | Sites | Card | Verify) -> dict[str, Any]:
 
 
 def _list() -> dict[str, Any]:
+    from interp.models.compiled import compiled_models
     from interp.models.embedded import embedded_config, embedded_models, stored_bytes
 
-    found = []
-    for name in embedded_models():
-        config = embedded_config(name)
-        found.append(
-            {
-                "name": name,
-                "family": config.get("model_type"),
-                "layers": config.get("n_layer", config.get("num_hidden_layers")),
-                "d_model": config.get("n_embd", config.get("hidden_size")),
-                "heads": config.get("n_head", config.get("num_attention_heads")),
-                "vocabulary": config.get("vocab_size"),
-                "context": config.get("n_positions", config.get("max_position_embeddings")),
-                "MiB": round(stored_bytes(name) / 2**20, 1),
-            }
-        )
+    found = [_row(name, embedded_config(name), stored_bytes(name)) for name in embedded_models()]
+    found += [_row(one.name, one.config, 4 * one.n_parameters) for one in compiled_models().values()]
     headers = ["name", "family", "layers", "d_model", "heads", "vocabulary", "context", "MiB"]
     console.table(headers, [[row[header] for header in headers] for row in found])
     console.emit("A local Hugging Face folder or a hub id is used in the same way.")
     return {"models": found}
+
+
+def _row(name: str, config: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Return what the list says of a model of `size` bytes."""
+    return {
+        "name": name,
+        "family": config.get("model_type"),
+        "layers": config.get("n_layer", config.get("num_hidden_layers")),
+        "d_model": config.get("n_embd", config.get("hidden_size")),
+        "heads": config.get("n_head", config.get("num_attention_heads")),
+        "vocabulary": config.get("vocab_size"),
+        "context": config.get("n_positions", config.get("max_position_embeddings")),
+        "MiB": round(size / 2**20, 1),
+    }
 
 
 def _sites(args: Sites) -> dict[str, Any]:
@@ -123,9 +127,13 @@ def _sites(args: Sites) -> dict[str, Any]:
 
 
 def _card(args: Card) -> dict[str, Any]:
-    from interp.models.embedded import card
+    from interp.models.compiled import compiled_models
+    from interp.models.embedded import card, embedded_models
 
-    text = card(args.name)
+    compiled = compiled_models()
+    if args.name not in compiled and args.name not in embedded_models():
+        raise ValueError(unknown("model", args.name, [*embedded_models(), *compiled]))
+    text = compiled[args.name].card if args.name in compiled else card(args.name)
     console.emit(text.rstrip("\n"))
     return {"model": args.name, "card": text}
 

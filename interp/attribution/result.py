@@ -82,7 +82,7 @@ class Attribution:
     def kinds(self) -> list[str]:
         """Kinds of sites that have scores, in the order of computing."""
         found = set(self.nodes["kind"].unique().to_pylist())
-        return sorted(found, key=lambda kind: KINDS.index(kind) if kind in KINDS else -1)
+        return sorted(found, key=lambda kind: (KINDS.index(kind) if kind in KINDS else -1, kind))
 
     def parts(self, kind: str) -> tuple[str, ...]:
         """Return what the cells of `kind` are a part by, such as (`pos`,) or (`head`,).
@@ -157,6 +157,7 @@ class Attribution:
 
         from interp.figures.attribution import plane
         from interp.figures.heat_table import STYLE, HeatTable
+        from interp.figures.text import number
 
         head = f"<b>{escape(self.method)}</b> · {escape(self.target)} · {escape(self.direction)}"
         effect = f" · clean {self.values['clean']:.4g}" if "clean" in self.values else ""
@@ -165,5 +166,6 @@ class Attribution:
         for kind in self.kinds:
             values, labels, title = plane(self, kind)
             table = HeatTable(values.tolist(), [str(i) for i in range(len(values))], labels, "layer")
-            drawn.append(f"<div>{escape(kind)}{f' by {title}' if title else ''}</div>{table.html()}")
+            what = f"{escape(kind)}{f' by {title}' if title else ''} · full colour {number(table.top)}"
+            drawn.append(f"<div>{what}</div>{table.html()}")
         return f"<style>{STYLE}</style><div>{head}{effect}</div>{''.join(drawn)}"

@@ -9,12 +9,22 @@ from app.command import main
 
 
 def test_list_names_the_embedded_models(capsys: pytest.CaptureFixture[str]) -> None:
-    from interp.models import embedded_models
+    from interp.models import compiled_models, embedded_models
 
     assert main(["models", "list"]) == 0
     out = capsys.readouterr().out
     assert out.split()[:3] == ["name", "family", "layers"]
-    assert all(name in out for name in embedded_models())
+    assert all(name in out for name in [*embedded_models(), *compiled_models()])
+
+
+def test_compiled_models_have_cards_and_two_views(capsys: pytest.CaptureFixture[str]) -> None:
+    from interp.models import compiled_models
+
+    for name, one in compiled_models().items():
+        assert main(["models", "card", name]) == 0
+        assert capsys.readouterr().out == one.card
+    assert main(["models", "verify", "compiled/gated"]) == 0
+    assert "they agree" in capsys.readouterr().out
 
 
 def test_sites_shows_shapes_and_both_names(llama_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +81,7 @@ def test_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["card", "tinny"], "Unknown embedded model 'tinny'"),
+        (["card", "tinny"], "Unknown model 'tinny'; did you mean 'tiny'"),
         (["sites", "./nowhere"], "There is no folder ./nowhere"),
         (["sites", "tiny", "q.99"], "q.99 lies beyond this model"),
         (["verify", "tiny", "--device", "cdua"], "device must be one that this machine has"),

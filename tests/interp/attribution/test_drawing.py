@@ -9,7 +9,14 @@ import pyarrow as pa
 import pytest
 
 from interp.attribution import Attribution
-from interp.figures import HeatTable, agreement_matrix, attribution_map, conservation_curve, estimate_scatter
+from interp.figures import (
+    HeatTable,
+    agreement_matrix,
+    attribution_map,
+    conservation_curve,
+    estimate_scatter,
+    prompt_values,
+)
 
 INT = pa.int32()
 
@@ -57,6 +64,7 @@ def test_a_position_is_chosen_in_maps_by_position_and_head() -> None:
 def test_a_result_draws_itself_without_a_script(found: Attribution) -> None:
     html = found._repr_html_()
     assert html.count("<td ") == 6
+    assert "full colour 3.00" in html
     assert "<script" not in html
     assert "<b>bold" not in html
     assert 'class="none"' in html  # the cell without a score
@@ -104,3 +112,24 @@ def test_conservation_is_one_curve_for_each_method_and_kind() -> None:
     assert [line.name for line in fig.data] == ["cp_lrp · resid_pre", "attn_lrp · resid_pre"]
     assert list(fig.data[0].y) == [1.0, 2.0, 3.0]
     assert fig.layout.shapes[0].y0 == 2.0
+
+
+def test_conservation_as_a_share_has_one_goal_for_all() -> None:
+    rows = [
+        {"method": "atp", "kind": "resid_pre", "layer": 0, "explained": 2.0, "total": 4.0},
+        {"method": "cp_lrp", "kind": "resid_pre", "layer": 0, "explained": 3.0, "total": 3.0},
+        {"method": "none", "kind": "resid_pre", "layer": 0, "explained": 1.0, "total": 0.0},
+    ]
+    fig = conservation_curve(rows, share=True)
+    assert [list(line.y) for line in fig.data] == [[0.5], [1.0]]
+    assert [shape.y0 for shape in fig.layout.shapes] == [1.0]
+    rounded = [rows[0], rows[0] | {"total": 4.0 + 1e-6}]
+    assert len(conservation_curve(rounded).layout.shapes) == 1
+
+
+def test_prompts_are_in_the_order_of_the_first_method() -> None:
+    fig = prompt_values({"a": [1.0, 3.0, 2.0], "<b>": [0.0, -1.0, 5.0]}, ["x", "<i>y", "z"])
+    assert [list(line.y) for line in fig.data] == [[3.0, 2.0, 1.0], [-1.0, 5.0, 0.0]]
+    assert [line[0] for line in fig.data[1].customdata] == [1, 2, 0]
+    assert fig.data[0].text[0] == "prompt 1: &lt;i&gt;y"
+    assert fig.data[1].name == "&lt;b&gt;"
