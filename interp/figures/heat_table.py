@@ -12,13 +12,16 @@ from interp.figures.token_strip import shade
 
 MOST_COLUMNS = 64
 """Columns that are drawn; a note counts those left out."""
+PALE = 0.01
+"""Share of the full colour up to which a cell stays white: 0 has no sign."""
 
 STYLE = """
 .ms-heat{border-collapse:separate;border-spacing:1px;font:12px/1.3 "Source Sans","Source Sans Pro",system-ui,sans-serif;
 margin:2px 0 12px}
 .ms-heat th{font-weight:400;color:#5b6875;padding:0 5px;text-align:right;background:none;border:0}
-.ms-heat thead th{text-align:center;vertical-align:bottom;max-width:5em;overflow:hidden;text-overflow:ellipsis}
-.ms-heat td{min-width:20px;height:18px;padding:0;border:0;border-radius:2px}
+.ms-heat thead th{text-align:center;vertical-align:bottom;max-width:7em;white-space:nowrap;
+overflow:hidden;text-overflow:ellipsis}
+.ms-heat td{min-width:20px;height:18px;padding:0;border:0;border-radius:2px;background:#f5f7f9}
 .ms-heat .none{background:#d3d9df}
 """
 
@@ -43,11 +46,14 @@ class HeatTable:
         if len(self.values) != len(self.rows) or any(len(line) != len(self.columns) for line in self.values):
             raise ValueError(f"values must be [rows columns] = [{len(self.rows)}, {len(self.columns)}].")
 
+    @property
+    def top(self) -> float:
+        """|value| of the full colour."""
+        return self.limit or max((abs(v) for line in self.values for v in line if math.isfinite(v)), default=0.0)
+
     def html(self) -> str:
         """Return the table, without the style sheet."""
-        finite = [abs(v) for line in self.values for v in line if math.isfinite(v)]
-        top = self.limit or max(finite, default=0.0)
-        shown = self.columns[:MOST_COLUMNS]
+        shown, top = self.columns[:MOST_COLUMNS], self.top
         head = "".join(f"<th>{escape(visible(c, spaces=False, limit=24))}</th>" for c in shown)
         body = "".join(
             f"<tr><th>{escape(visible(row, spaces=False))}</th>{self._cells(row, line[:MOST_COLUMNS], top)}</tr>"
@@ -64,7 +70,8 @@ class HeatTable:
         found = []
         for column, value in zip(self.columns, line, strict=False):
             tip = escape(f"{self.corner} {row} · {column} · {number(value)}", quote=True)
-            look = f'style="{shade(value, top)}"' if math.isfinite(value) else 'class="none"'
+            shaded = math.isfinite(value) and abs(value) > PALE * top
+            look = f'style="{shade(value, top)}"' if shaded else "" if math.isfinite(value) else 'class="none"'
             found.append(f'<td {look} title="{tip}"></td>')
         return "".join(found)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
+
+from tests.attribution_runs import write_attributions
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_LIBRARIES = ("torch", "transformers", "transformer_lens", "datasets", "wandb")
@@ -16,7 +19,7 @@ import json, sys
 from streamlit.testing.v1 import AppTest
 from app.commands import explore
 at = AppTest.from_file(sys.argv[1], default_timeout=120).run()
-pages = ("dictionaries", "features", "feature", "prompt", "compare")
+pages = ("dictionaries", "features", "feature", "prompt", "compare", "relevance", "patching")
 for page in (f"views/{name}.py" for name in pages):
     at.switch_page(page).run()
     assert not at.exception
@@ -25,14 +28,15 @@ print(json.dumps(sorted(set(sys.modules))))
 """
 
 
-def test_the_pages_open_without_a_model_library(compared) -> None:
+def test_the_pages_open_without_a_model_library(compared, tmp_path: Path) -> None:
+    root = write_attributions(Path(shutil.copytree(compared.root, tmp_path / "runs")))
     done = subprocess.run(
         [sys.executable, "-c", CODE, str(ROOT / "app" / "main.py")],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MECHSCOPE_RUNS": str(compared.root)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MECHSCOPE_RUNS": str(root)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
