@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from app import console, sources
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from app.commands.attribute import Args
     from app.sources import Subject
     from interp.attribution import Attribution
@@ -22,8 +24,6 @@ OWN = "own"
 """What the task of prompts from the command line is called."""
 WITH_HEADS = ("q", "k", "v", "pattern", "head_out")
 """Kinds that are shown by head."""
-RELEVANCE = ("cp_lrp", "attn_lrp", "epsilon", "gamma", "alpha_beta", "z_plus")
-"""Methods that share out the metric itself rather than a difference: presets of `interp.attribution.relevance`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Question:
     """Clean and corrupted prompts."""
     accuracy: float
     """Share of the clean prompts that the model answers rightly."""
+    values: tuple[Tensor, Tensor]
+    """The metric of each clean and each corrupted prompt."""
     config: dict[str, Any]
     """What identifies the question, whichever method answers it."""
     subject: Subject | None = None
@@ -53,6 +55,7 @@ def ask(args: Args) -> Question:
     Raises:
         ValueError: an unknown task or metric, prompts that do not fit, a task that the model cannot do.
     """
+    from interp.attribution.patching.runs import metric_of, resolve_metric
     from interp.config import to_json
     from interp.models import ModelSpec
     from interp.tasks import check_accuracy
@@ -80,7 +83,9 @@ def ask(args: Args) -> Question:
         "pairs": _digest(pairs),
         "metric": args.metric or pairs.metric,
     }
-    return Question(handle, pairs, accuracy, config, subject)
+    metric = resolve_metric(handle, pairs, args.metric, args.batch)
+    clean, corrupt = (metric_of(handle, side, metric, args.batch) for side in (pairs.clean, pairs.corrupt))
+    return Question(handle, pairs, accuracy, (clean, corrupt), config, subject)
 
 
 def _pairs(args: Args, handle: ModelHandle) -> Pairs:
@@ -151,6 +156,13 @@ def method_names() -> tuple[str, ...]:
     return (*METHODS, *presets, "latents")
 
 
+def shares_metric(method: str) -> bool:
+    """Return whether `method` is a preset of relevance, which shares out the metric itself, not a difference."""
+    from interp.attribution.estimates import METHODS
+
+    return method not in METHODS and method != "latents"
+
+
 def answer(question: Question, method: str, args: Args, progress: Callable[[int, int], object]) -> Attribution:
     """Return what `method` finds; kinds with heads are taken by head, the others by position.
 
@@ -170,7 +182,7 @@ def answer(question: Question, method: str, args: Args, progress: Callable[[int,
         sae = load_sae(question.subject.run, handle.device)
         return latent_attribution(handle, pairs, {question.subject.site: sae}, direction=args.direction, **shared)
     kinds = tuple(args.kinds)
-    if method not in METHODS:
+    if shares_metric(method):
         return relevance(handle, pairs, preset=method, sites=kinds, **shared)
     options = shared | {"direction": args.direction, "baseline": args.baseline}
     if method != "patching":

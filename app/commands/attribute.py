@@ -131,7 +131,7 @@ def _answer(question: Question, method: str, args: Args) -> tuple[Run, Attributi
                 result = attributing.answer(
                     question, method, args, lambda done, total: progress(done, total, "prompts")
                 )
-            write_attribution(record, result, prompts_table(question.handle, question.pairs))
+            write_attribution(record, result, prompts_table(question.handle, question.pairs, *question.values))
             more = {"accuracy": question.accuracy, "seconds": round(time.time() - started, 1)}
             record.finish(summary(result) | more)
     return record, load_attribution(record)
@@ -140,7 +140,7 @@ def _answer(question: Question, method: str, args: Args) -> tuple[Run, Attributi
 def _asked(method: str, args: Args) -> dict[str, Any]:
     """Return the options that are part of a run's identity; those that a method does not read are not."""
     asked: dict[str, Any] = {"method": method, "kinds": list(args.kinds)}
-    if method in attributing.RELEVANCE:
+    if attributing.shares_metric(method):
         return asked
     asked |= {"direction": args.direction, "baseline": args.baseline, "head_positions": args.head_positions}
     return asked if method == "patching" else asked | {"check": args.check}
