@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from interp.models import ModelHandle
     from interp.tasks import Pairs
 
-LEAST = 0.7
-"""Share of prompts that a model must get right for a task to say anything about it."""
 OWN = "own"
 """What the task of prompts from the command line is called."""
-WITH_HEADS = ("q", "k", "v", "pattern", "head_out")
-"""Kinds that are shown by head."""
+LATENTS = "latents"
+"""The method that scores the latents of a dictionary."""
+AGAINST = dict.fromkeys(("ig", "ig_inputs", "atp_star", LATENTS), "corrupt") | {"gradient_x_input": "zero"}
+"""Methods that know one baseline only."""
+BLIND = {"relp": ("q", "k", "pattern"), "atp_star": ("pattern",)}
+"""Kinds that a method has no scores for; presets of relevance have none for patterns."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def ask(args: Args) -> Question:
     from interp.config import to_json
     from interp.models import ModelSpec
     from interp.tasks import check_accuracy
+    from interp.tasks.accuracy import LEAST
 
     spec = ModelSpec(sources.local(args.model), recipe=sources.recipe(args.recipe))
     subject = None if args.sae is None else sources.subject(args.sae, args.runs)
@@ -70,12 +73,16 @@ def ask(args: Args) -> Question:
     else:
         handle = sources.open_model(spec, args.device)
     pairs = _pairs(args, handle)
+    if pairs.n_pos > handle.n_ctx:
+        raise ValueError(f"{handle.spec.name} reads at most n_ctx={handle.n_ctx} tokens, got {pairs.n_pos}.")
     accuracy = check_accuracy(handle, pairs)
     if accuracy < LEAST and not args.anyway and pairs.task != OWN:
         raise ValueError(
             f"{handle.spec.name} cannot do {pairs.task}: it gets {accuracy:.0%} of {len(pairs)} prompts right, and "
             f"below {LEAST:.0%} there is no mechanism to find. --list shows what it can do; --anyway goes on."
         )
+    metric = resolve_metric(handle, pairs, args.metric, args.batch)
+    _check_methods(args, handle, pairs)
     config = {
         "model": to_json(handle.spec),
         "weights": handle.digest(),
@@ -83,9 +90,40 @@ def ask(args: Args) -> Question:
         "pairs": _digest(pairs),
         "metric": args.metric or pairs.metric,
     }
-    metric = resolve_metric(handle, pairs, args.metric, args.batch)
     clean, corrupt = (metric_of(handle, side, metric, args.batch) for side in (pairs.clean, pairs.corrupt))
     return Question(handle, pairs, accuracy, (clean, corrupt), config, subject)
+
+
+def _check_methods(args: Args, handle: ModelHandle, pairs: Pairs) -> None:
+    """Refuse kinds, sites, direction and baseline that one of the methods does not take, before any has begun.
+
+    Raises:
+        ValueError: with what the method takes.
+    """
+    from interp.attribution.patching.cells import chosen_sites
+    from interp.attribution.patching.sources import make_plan
+
+    for method in args.methods:
+        blind = BLIND.get(method, ("pattern",) if shares_metric(method) else ())
+        lacking = [kind for kind in args.kinds if kind.split(".")[0] in blind]
+        if lacking:
+            raise ValueError(f"{method} has no scores for {', '.join(lacking)}: leave out one or the other.")
+    compared = [method for method in args.methods if not shares_metric(method)]
+    if LATENTS in compared and args.sae is None:
+        raise ValueError("Attribution to latents needs a dictionary: --sae RUN.")
+    for method in compared:
+        only = AGAINST.get(method, args.baseline)
+        if only != args.baseline:
+            more = " --direction noising" if only == "zero" else ""
+            raise ValueError(
+                f"{method} compares with the baseline {only} only, got {args.baseline}. Ask for it by itself, with "
+                f"--baseline {only}{more}."
+            )
+    if compared:
+        make_plan(handle, pairs, (), direction=args.direction, baseline=args.baseline, batch=args.batch)
+    embeddings = set() if set(compared) - {LATENTS} else {"embed"}  # they have relevance, and are no site
+    if not args.kinds or set(args.kinds) - embeddings:
+        chosen_sites(handle, [kind for kind in args.kinds if kind not in embeddings])
 
 
 def _pairs(args: Args, handle: ModelHandle) -> Pairs:
@@ -135,6 +173,9 @@ def own_pair(handle: ModelHandle, clean: str, corrupt: str, correct: str, wrong:
                 f"--{name} must be one token of this model, got {len(ids)} ({parts}). Most words begin with a space."
             )
         answers.append(torch.tensor([ids]))
+    for names, both in (("--clean and --corrupt", sides), ("--correct and --wrong", answers)):
+        if torch.equal(*both):
+            raise ValueError(f"{names} are the same, so that there is no difference to explain.")
     return Pairs(OWN, sides[0].cpu(), sides[1].cpu(), *answers)
 
 
@@ -153,14 +194,14 @@ def method_names() -> tuple[str, ...]:
     from interp.attribution.relevance import PRESETS
 
     presets = [name for name in PRESETS if name not in METHODS and name != "gradient"]
-    return (*METHODS, *presets, "latents")
+    return (*METHODS, *presets, LATENTS)
 
 
 def shares_metric(method: str) -> bool:
     """Return whether `method` is a preset of relevance, which shares out the metric itself, not a difference."""
     from interp.attribution.estimates import METHODS
 
-    return method not in METHODS and method != "latents"
+    return method not in METHODS and method != LATENTS
 
 
 def answer(question: Question, method: str, args: Args, progress: Callable[[int, int], object]) -> Attribution:
@@ -170,17 +211,16 @@ def answer(question: Question, method: str, args: Args, progress: Callable[[int,
         ValueError: what the method refuses.
     """
     from interp.attribution.estimates import METHODS, latent_attribution
+    from interp.attribution.patching.cells import WITH_HEADS
     from interp.attribution.relevance import relevance
 
     handle, pairs = question.handle, question.pairs
     shared: dict[str, Any] = {"metric": args.metric, "batch": args.batch, "on_progress": progress}
-    if method == "latents":
+    if method == LATENTS and question.subject is not None:
         from sae.model import load_sae
 
-        if question.subject is None:
-            raise ValueError("Attribution to latents needs a dictionary: --sae RUN.")
-        sae = load_sae(question.subject.run, handle.device)
-        return latent_attribution(handle, pairs, {question.subject.site: sae}, direction=args.direction, **shared)
+        saes = {question.subject.site: load_sae(question.subject.run, handle.device)}
+        return latent_attribution(handle, pairs, saes, direction=args.direction, check=args.check, **shared)
     kinds = tuple(args.kinds)
     if shares_metric(method):
         return relevance(handle, pairs, preset=method, sites=kinds, **shared)

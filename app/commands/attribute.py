@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from app.attributing import Question
     from interp.attribution import Attribution
     from interp.runs import Run
+
+
+UNITS = ("steps", "steps (2)", "steps (3)", "steps (4)")
+"""What progress counts: cells by position, their check, cells by head, and theirs."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,9 @@ def run(args: Args) -> dict[str, Any]:
     from interp.models import ModelSpec
     from interp.names import unknown
 
-    for name, value in (("n", args.n), ("batch", args.batch)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}.")
+    for name, least in (("n", 1), ("batch", 1), ("top", 1), ("check", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"{name} must be {least} or more, got {getattr(args, name)}.")
     if args.list:
         from app import sources
 
@@ -114,7 +119,7 @@ def _answer(question: Question, method: str, args: Args) -> tuple[Run, Attributi
     started = time.time()
     config = {**question.config, **_asked(method, args), "sae_run": None}
     parents = []
-    if method == "latents" and question.subject is not None:
+    if method == attributing.LATENTS and question.subject is not None:
         config["sae_run"], parents = question.subject.run.ref, [question.subject.run.ref]
     place: dict[str, Any] = {
         "slug": f"{question.slug}.{method}",
@@ -127,18 +132,32 @@ def _answer(question: Question, method: str, args: Args) -> tuple[Run, Attributi
         if record.finished:
             console.note(f"{record.ref} is finished already")
         else:
-            with console.stages({"prompts": method}, record) as progress:
-                result = attributing.answer(
-                    question, method, args, lambda done, total: progress(done, total, "prompts")
-                )
+            with console.stages(dict.fromkeys(UNITS, method), record) as progress:
+                result = attributing.answer(question, method, args, _in_parts(progress))
             write_attribution(record, result, prompts_table(question.handle, question.pairs, *question.values))
             more = {"accuracy": question.accuracy, "seconds": round(time.time() - started, 1)}
             record.finish(summary(result) | more)
     return record, load_attribution(record)
 
 
+def _in_parts(progress: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
+    """Return what hears (done, total) of one part of the work after another; a new total or start begins the next."""
+    part, before = 0, (0, 0)
+
+    def hear(done: int, total: int) -> None:
+        nonlocal part, before
+        if before[1] and (total != before[1] or done < before[0]):
+            part = min(part + 1, len(UNITS) - 1)
+        before = (done, total)
+        progress(done, total, UNITS[part])
+
+    return hear
+
+
 def _asked(method: str, args: Args) -> dict[str, Any]:
     """Return the options that are part of a run's identity; those that a method does not read are not."""
+    if method == attributing.LATENTS:
+        return {"method": method, "direction": args.direction, "check": args.check}
     asked: dict[str, Any] = {"method": method, "kinds": list(args.kinds)}
     if attributing.shares_metric(method):
         return asked
