@@ -103,6 +103,39 @@ class SparseCode(Protocol):
 
 
 @runtime_checkable
+class Probe(Protocol):
+    """A fitted linear probe of one site: scores are x coef_^T + intercept_, on raw activations."""
+
+    @property
+    def coef_(self) -> Any:
+        """Directions, float [output d_in]; one output for two classes."""
+        ...
+
+    @property
+    def intercept_(self) -> Any:
+        """Biases, float [output]."""
+        ...
+
+    @property
+    def classes_(self) -> Any:
+        """Labels, sorted; with one output it is above 0 for the second."""
+        ...
+
+    @property
+    def link_(self) -> str:
+        """What makes probabilities of scores: `sigmoid`, `softmax`, or `identity` where nothing does."""
+        ...
+
+    def decision_function(self, X: Any) -> Any:
+        """Return the scores of rows [row d_in]: [row], or [row class] with more than two classes."""
+        ...
+
+    def predict(self, X: Any) -> Any:
+        """Return the class of each row."""
+        ...
+
+
+@runtime_checkable
 class WeightStep(Protocol):
     """A step of a recipe that changes weights, densely and in place."""
 

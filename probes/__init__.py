@@ -1,5 +1,35 @@
-"""Estimators over activations, to scikit-learn's contract. Empty in this release: probes come with a later one."""
+"""Probes: estimators over activations to scikit-learn's contract, with the controls and intervals that they need.
+
+Names are imported when first used: `import probes` loads neither torch nor scikit-learn.
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from interp.lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "AurocStream": "probes.roc",
+        "BoardProbe": "probes.board",
+        "CCS": "probes.ccs",
+        "Interval": "probes.intervals",
+        "KSparse": "probes.sparse",
+        "L1": "probes.sparse",
+        "LDA": "probes.lda",
+        "LogisticProbe": "probes.logistic",
+        "MLPProbe": "probes.mlp",
+        "MassMean": "probes.mass_mean",
+        "RidgeProbe": "probes.ridge",
+        "Source": "probes.source",
+        "Split": "probes.splits",
+        "auroc": "probes.roc",
+        "bootstrap": "probes.intervals",
+        "evaluate": "probes.report",
+        "grouped_split": "probes.splits",
+        "load_probe": "probes.saving",
+        "max_null": "probes.roc",
+        "read": "probes.reading",
+        "save_probe": "probes.saving",
+    },
+)

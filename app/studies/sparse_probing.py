@@ -66,17 +66,16 @@ class SparseProbing:
 
 def strongest(x: NDArray, y: NDArray[np.bool_], k: int) -> NDArray[np.int64]:
     """Return the k columns with the largest difference of class means, the first of equals first."""
-    return np.argsort(-np.abs(x[y].mean(0) - x[~y].mean(0)), kind="stable")[:k]
+    from probes.sparse import ranking
+
+    return ranking(x, y.astype(int), "raw_difference")[:k]
 
 
 def logistic_accuracy(x: NDArray, y: NDArray[np.bool_], train: NDArray[np.bool_]) -> float:
     """Return the test accuracy of a logistic regression on the columns of x."""
-    from sklearn.linear_model import LogisticRegression
+    from probes.logistic import LogisticProbe
 
-    spread = x[train].std(0)
-    rows = (x - x[train].mean(0)) / np.where(spread > 0, spread, 1)
-    fitted = LogisticRegression(C=1.0, max_iter=1000).fit(rows[train], y[train])
-    return float(fitted.score(rows[~train], y[~train]))
+    return float(LogisticProbe(C=1.0).fit(x[train], y[train]).score(x[~train], y[~train]))
 
 
 def sparse_probing(
