@@ -5,7 +5,6 @@ score of a cell = sum over everything that the cell has all of, of (activation d
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from interp.attribution.estimates.question import Question
 from interp.attribution.patching.cells import WITH_HEADS
-from interp.attribution.patching.maps import token_labels
-from interp.attribution.result import PARTS, Attribution
+from interp.attribution.result import Attribution
+from interp.attribution.tables import completeness_table, nodes_table, token_labels
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def result(question: Question, method: str, scores: Scores, about: dict[str, Any
         question.plan.baseline,
         question.plan.direction,
         pa.concat_tables(tables),
-        completeness_of([(site.kind, site.layer, "all", explained[site], totals[site]) for site in totals]),
+        completeness_table([(site.kind, site.layer, "all", explained[site], totals[site]) for site in totals]),
         token_labels(question.handle, question.pairs),
         values,
         about=described(question) | about,
@@ -125,40 +124,6 @@ def nodes_of(
     kind: str, layer: int, names: list[str], indices: list[np.ndarray], values: Float[np.ndarray, "prompt cell"]
 ) -> pa.Table:
     """Return the table `nodes` of the cells of one site; `names` and `indices` say which part each cell is."""
-    import pyarrow as pa
-
-    prompts, count = values.shape
-    columns: dict[str, Any] = {
-        "kind": pa.array([kind] * count, pa.string()),
-        "layer": pa.array(np.full(count, layer), pa.int32()),
-    }
-    for part in PARTS:
-        index = indices[names.index(part)] if part in names else None
-        columns[part] = pa.nulls(count, pa.int32()) if index is None else pa.array(index.astype(np.int32))
-    columns["score"] = pa.array(values.mean(0).astype(np.float64))
-    spread = values.std(0, ddof=1) / math.sqrt(prompts) if prompts > 1 else None
-    columns["stderr"] = pa.nulls(count, pa.float64()) if spread is None else pa.array(spread)
-    flat = pa.array(np.ascontiguousarray(values.T, dtype=np.float32).reshape(-1))
-    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * prompts)
-    columns["per_prompt"] = pa.ListArray.from_arrays(offsets, flat)
-    for name in ("measured", "measured_stderr"):
-        columns[name] = pa.nulls(count, pa.float64())
-    return pa.table(columns)
-
-
-def completeness_of(rows: list[tuple[str, int, str, float, float]]) -> pa.Table:
-    """Return the table `completeness` of rows (kind, layer, part, explained, total)."""
-    import pyarrow as pa
-
-    kinds, layers, parts, explained, totals = zip(*rows, strict=True) if rows else ((),) * 5
-    gaps = [total - found for found, total in zip(explained, totals, strict=True)]
-    return pa.table(
-        {
-            "kind": pa.array(kinds, pa.string()),
-            "layer": pa.array(layers, pa.int32()),
-            "part": pa.array(parts, pa.string()),
-            "explained": pa.array(explained, pa.float64()),
-            "total": pa.array(totals, pa.float64()),
-            "gap": pa.array(gaps, pa.float64()),
-        }
-    )
+    count = values.shape[1]
+    parts = {name: index.astype(np.int32) for name, index in zip(names, indices, strict=True)}
+    return nodes_table({"kind": [kind] * count, "layer": [layer] * count, **parts}, values.T, measured=False)

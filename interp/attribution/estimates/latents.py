@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.attribution.estimates.cells import Scores, completeness_of, described, nodes_of
+from interp.attribution.estimates.cells import Scores, described, nodes_of
 from interp.attribution.estimates.integrated import site_gradients
 from interp.attribution.estimates.latent_check import checked_latents
 from interp.attribution.estimates.question import (
@@ -37,10 +37,10 @@ from interp.attribution.estimates.question import (
     read_gradients,
     read_other,
 )
-from interp.attribution.patching.maps import token_labels
 from interp.attribution.relevance.rewriting import rewritten
 from interp.attribution.relevance.rules import Rules
 from interp.attribution.result import Attribution
+from interp.attribution.tables import completeness_table, token_labels
 from interp.models import ModelHandle
 from interp.names import unknown
 from interp.sites import Site
@@ -230,7 +230,8 @@ def _result(
         at, latent = np.divmod(keys, dictionaries[site].d_sae)
         names = ["pos"] if by_pos else []
         tables.append(nodes_of(site.kind, site.layer, [*names, "latent"], [*([at] if by_pos else []), latent], latents))
-        tables.append(nodes_of(ERROR + site.kind, site.layer, names, [np.arange(errors.shape[1])], errors))
+        places = [np.arange(errors.shape[1])] if by_pos else []
+        tables.append(nodes_of(ERROR + site.kind, site.layer, names, places, errors))
         of_latents = float(latents.sum(1).mean())
         rows.append((site.kind, site.layer, "latents", of_latents, total))
         rows.append((site.kind, site.layer, "all", of_latents + float(errors.sum(1).mean()), total))
@@ -245,7 +246,7 @@ def _result(
         "corrupt",
         question.plan.direction,
         pa.concat_tables(tables),
-        completeness_of(rows),
+        completeness_table(rows),
         token_labels(question.handle, question.pairs),
         numbers,
         about=described(question),

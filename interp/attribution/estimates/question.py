@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interp.attribution.patching.cells import chosen_sites
 from interp.attribution.patching.maps import check_parts
-from interp.attribution.patching.runs import last_logits, resolve_metric, run
+from interp.attribution.patching.runs import check_gradient, last_logits, resolve_metric, run
 from interp.attribution.patching.sources import Plan, make_plan
 from interp.hooks import capture
 from interp.models import ModelHandle
@@ -170,10 +170,8 @@ def values_with_graph(
     with torch.enable_grad(), last_logits(question.handle, question.metric.reads, question.view):
         logits = question.handle.logits(tokens, view=question.view)
         values = measured(question.metric, logits, rows)
-        if logits.requires_grad and not values.requires_grad:
-            raise ValueError(
-                f"The metric {question.metric.name!r} has no gradient, which every estimate needs here: use patching."
-            )
+        if logits.requires_grad:
+            check_gradient(question.metric, values)
     return values
 
 

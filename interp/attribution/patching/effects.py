@@ -96,7 +96,8 @@ def _grouped(
 ) -> list[tuple[int, Int[Tensor, "entry two"]]]:
     """Return (first changed position, [patch row] of what has to be run), patches of low layers first."""
     if not by_start:
-        return [(0, (starts < n_pos).nonzero())]
+        entries = (starts < n_pos).nonzero()
+        return [(0, entries)] if len(entries) else []
     order = torch.tensor(sorted(range(len(patches)), key=lambda i: min(map(boundary, patches[i]))))
     found = []
     for first in range(n_pos):

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.attribution.patching.cells import PARTS, WITH_HEADS, Cell, Patch, checked_positions, chosen_sites, n_parts
 from interp.attribution.patching.effects import Progress
 from interp.attribution.patching.measure import Measured, measure_cells
 from interp.attribution.result import Attribution
+from interp.attribution.tables import completeness_table, nodes_table, token_labels
 from interp.models import ModelHandle
 from interp.names import unknown
 from interp.sites import Site
@@ -41,7 +42,7 @@ def patch_map(
     direction: str | None = None,
     baseline: str = "corrupt",
     reference: Int[Tensor, "reference pos"] | None = None,
-    parts: Sequence[str] = ("pos",),
+    parts: Iterable[str] = ("pos",),
     positions: Sequence[int] | None = None,
     neurons: Sequence[int] | None = None,
     batch: int = 64,
@@ -74,6 +75,7 @@ def patch_map(
             metric that is no finite number for each prompt.
     """
     found = chosen_sites(handle, sites)
+    parts = (parts,) if isinstance(parts, str) else tuple(parts)
     check_parts(found, parts, neurons)
     where = checked_positions(positions, pairs.n_pos)
     cells = [cell for site in found for cell in cells_of(handle, site, parts, where, neurons)]
@@ -92,7 +94,7 @@ def patch_map(
         target=effect.metric,
         baseline=baseline,
         direction=effect.direction,
-        nodes=nodes_table(cells, effect.per_prompt[: len(cells)]),
+        nodes=measured_nodes(cells, effect.per_prompt[: len(cells)]),
         completeness=_completeness(together, parts, effect),
         tokens=token_labels(handle, pairs),
         values=values_of(effect) | {"cells": float(len(cells))},
@@ -148,46 +150,22 @@ def _spread(cell: Cell, positions: Sequence[int] | None) -> Patch:
     return tuple(Cell(cell.kind, cell.layer, pos, cell.head, cell.neuron) for pos in positions)
 
 
-def nodes_table(cells: Sequence[Cell], per_prompt: np.ndarray) -> pa.Table:
-    """Return the table `Attribution.nodes` of measured effects [cell prompt]."""
-    import pyarrow as pa
-
-    whole = pa.int32()
-    mean, error = pa.array(per_prompt.mean(1), pa.float64()), standard_errors(per_prompt)
-    columns = {"kind": pa.array([cell.kind for cell in cells], pa.string())}
-    columns |= {name: pa.array([getattr(cell, name) for cell in cells], whole) for name in ("layer", *PARTS)}
-    columns |= {"latent": pa.nulls(len(cells), whole), "score": mean, "stderr": error}
-    columns["per_prompt"] = pa.array(per_prompt.astype(np.float32).tolist(), pa.list_(pa.float32()))
-    return pa.table(columns | {"measured": mean, "measured_stderr": error})
-
-
-def standard_errors(per_prompt: np.ndarray) -> pa.Array:
-    """Return the standard error of each row's mean, null where there is one prompt."""
-    import pyarrow as pa
-
-    n = per_prompt.shape[1]
-    if n < 2:
-        return pa.nulls(len(per_prompt), pa.float64())
-    return pa.array(per_prompt.std(1, ddof=1) / np.sqrt(n), pa.float64())
+def measured_nodes(cells: Sequence[Cell], per_prompt: Float[np.ndarray, "cell prompt"]) -> pa.Table:
+    """Return the table `Attribution.nodes` of cells whose effects were measured."""
+    columns = {name: [getattr(cell, name) for cell in cells] for name in ("kind", "layer", *PARTS)}
+    return nodes_table(columns, per_prompt, measured=True)
 
 
 def _completeness(together: dict[Site, list[int]], parts: Sequence[str], effect: Measured) -> pa.Table:
     """Return what the cells of each site add up to, beside the effect of all of them at once."""
-    import pyarrow as pa
-
     score = effect.score
     wholes = iter(score[sum(map(len, together.values())) :])
     rows = []
     for site, own in together.items():
         explained = float(score[own].sum())
         total = float(next(wholes)) if len(own) > 1 else explained
-        part = "+".join(parts) or "site"
-        rows.append((site.kind, site.layer, part, explained, total, total - explained))
-    types = [pa.string(), pa.int32(), pa.string(), pa.float64(), pa.float64(), pa.float64()]
-    names = ["kind", "layer", "part", "explained", "total", "gap"]
-    return pa.table(
-        {n: pa.array(column, kind) for n, column, kind in zip(names, zip(*rows, strict=True), types, strict=True)}
-    )
+        rows.append((site.kind, site.layer, "+".join(parts) or "site", explained, total))
+    return completeness_table(rows)
 
 
 def values_of(effect: Measured) -> dict[str, float]:
@@ -205,11 +183,3 @@ def about(handle: ModelHandle, pairs: Pairs, effect: Measured) -> dict:
     return {
         "model": handle.spec.name, "task": pairs.task, "exact_path": effect.path, "why_full": effect.reason,
     }  # fmt: skip
-
-
-def token_labels(handle: ModelHandle, pairs: Pairs) -> tuple[str, ...]:
-    """Return what stands at each position: its role, or else the token (or id) of the first clean prompt."""
-    if pairs.roles:
-        return pairs.roles
-    ids = pairs.clean[0]
-    return tuple(handle.token_strings(ids)) if handle.tokenizer is not None else tuple(map(str, ids.tolist()))

@@ -19,6 +19,7 @@ from interp.attribution.patching.cone import why_not
 from interp.attribution.patching.effects import Count, Progress, evaluate, make_engine
 from interp.attribution.patching.runs import metric_of, resolve_metric, run
 from interp.attribution.patching.sources import make_plan
+from interp.attribution.tables import standard_error
 from interp.models import ModelHandle
 from interp.names import unknown
 from interp.tasks import Metric, Pairs, measured
@@ -55,10 +56,7 @@ class Measured:
     @property
     def stderr(self) -> Float[np.ndarray, " patch"]:
         """Standard error of the mean over prompts, NaN for one prompt."""
-        n = self.per_prompt.shape[1]
-        if n < 2:
-            return np.full(len(self.per_prompt), np.nan)
-        return self.per_prompt.std(1, ddof=1) / np.sqrt(n)
+        return standard_error(self.per_prompt)
 
 
 def measure_cells(

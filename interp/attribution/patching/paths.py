@@ -26,11 +26,12 @@ from torch import Tensor
 from interp.attribution.patching.cells import Cell, Patch, as_patch, overwrite
 from interp.attribution.patching.cone import why_not
 from interp.attribution.patching.effects import Count, Progress, evaluate, make_engine
-from interp.attribution.patching.maps import about, nodes_table, standard_errors, token_labels, values_of
+from interp.attribution.patching.maps import about, measured_nodes, values_of
 from interp.attribution.patching.measure import Measured, check_request
 from interp.attribution.patching.runs import last_logits, metric_of, resolve_metric, run
 from interp.attribution.patching.sources import Plan, make_plan
 from interp.attribution.result import CELL, Attribution
+from interp.attribution.tables import completeness_table, score_columns, token_labels
 from interp.hooks import capture
 from interp.models import ModelHandle
 from interp.models.taps import attach_hook
@@ -110,7 +111,7 @@ def path_patch(
         target=found.name,
         baseline="corrupt",
         direction=direction,
-        nodes=nodes_table([_label(one) for one in sending], effects[-1]),
+        nodes=measured_nodes([_label(one) for one in sending], effects[-1]),
         completeness=_completeness(sending, given, effects),
         tokens=token_labels(handle, pairs),
         values=values_of(whole),
@@ -244,30 +245,17 @@ def _edges(
         for name in CELL:
             values = [end.get(name) if isinstance(node, str) else getattr(node, name, None) for node in nodes]
             columns[f"{side}_{name}"] = pa.array(values, pa.string() if name == "kind" else pa.int32())
-    flat = effects.reshape(-1, effects.shape[-1])
-    columns |= {"score": pa.array(flat.mean(1), pa.float64()), "stderr": standard_errors(flat)}
-    columns["per_prompt"] = pa.array(flat.astype(np.float32).tolist(), pa.list_(pa.float32()))
-    return pa.table(columns)
+    return pa.table(columns | score_columns(effects.reshape(-1, effects.shape[-1])))
 
 
 def _completeness(senders: Sequence[Patch], receivers: Sequence[Patch | str], effects: np.ndarray) -> pa.Table:
     """Return what the edges of each kind and layer of senders add up to, beside all receivers at once."""
-    import pyarrow as pa
-
     mean = effects.mean(2)
     summed = [i for i, one in enumerate(receivers) if not isinstance(one, str)] or [0]
     groups: dict[tuple[str, int], list[int]] = {}
     for i, one in enumerate(senders):
         groups.setdefault((one[0].kind, one[0].layer), []).append(i)
-    explained = [float(mean[np.ix_(summed, own)].sum()) for own in groups.values()]
-    total = [float(mean[-1, own].sum()) for own in groups.values()]
-    return pa.table(
-        {
-            "kind": [kind for kind, _ in groups],
-            "layer": pa.array([layer for _, layer in groups], pa.int32()),
-            "part": ["receivers"] * len(groups),
-            "explained": explained,
-            "total": total,
-            "gap": [b - a for a, b in zip(explained, total, strict=True)],
-        }
+    return completeness_table(
+        (kind, layer, "receivers", float(mean[np.ix_(summed, own)].sum()), float(mean[-1, own].sum()))
+        for (kind, layer), own in groups.items()
     )

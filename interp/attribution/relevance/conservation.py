@@ -20,6 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from interp.attribution.patching.runs import check_gradient
 from interp.attribution.relevance.operations import Ledger
 from interp.attribution.relevance.prompts import AskedMetric, explained
 from interp.attribution.relevance.rewriting import rewriting
@@ -89,14 +90,16 @@ def check_conservation(
     for rows in torch.arange(len(tokens), device=handle.device).split(batch):
         with handle.lock, ExitStack() as undo:
             undo.enter_context(rewriting(handle, rules, (view,) if not rules.layers else VIEWS, ledger))
-            undo.enter_context(Wide())
+            if handle.unembed().dtype is torch.float64:  # elsewhere float64 is a step's own, such as its noise
+                undo.enter_context(Wide())
             acts = undo.enter_context(capture(handle, sites, view=view, grad=True))
             logits = handle.forward(tokens[rows.to(tokens.device)], view=view, grad=True)
         if logits is None:
             raise RuntimeError("A capture(stop=True) around check_conservation() ended the pass before the logits.")
-        total = measured(metric, logits, rows).sum()
+        values = measured(metric, logits, rows)
+        check_gradient(metric, values)
         read = [*(acts[site] for site in sites), logits]
-        rhos = torch.autograd.grad(total, read)
+        rhos = torch.autograd.grad(values.sum(), read)
         sums += torch.stack([(a.detach() * rho).double().sum().cpu() for a, rho in zip(read, rhos, strict=True)])
     found, target = (sums / len(tokens))[:-1], (sums / len(tokens))[1:]
     bias = torch.tensor([ledger.taken.get(layer, 0.0) / len(tokens) for layer in range(n + 1)], dtype=torch.float64)

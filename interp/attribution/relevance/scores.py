@@ -18,14 +18,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.attribution.estimates.cells import STREAM, axis_names, completeness_of, nodes_of, summed
+from interp.attribution.estimates.cells import STREAM, axis_names, nodes_of, summed
 from interp.attribution.patching.cells import WITH_HEADS, chosen_sites
-from interp.attribution.patching.runs import last_logits, metric_of
+from interp.attribution.patching.runs import check_gradient, last_logits, metric_of
 from interp.attribution.relevance.conditions import Through
 from interp.attribution.relevance.prompts import AskedMetric, explained
 from interp.attribution.relevance.rewriting import rewriting
 from interp.attribution.relevance.rules import Rules, find_rules
 from interp.attribution.result import Attribution
+from interp.attribution.tables import completeness_table, token_labels, token_texts
 from interp.hooks import capture
 from interp.models.handle import ModelHandle
 from interp.models.taps import VIEWS
@@ -142,6 +143,7 @@ def _explain(asked: _Asked, tokens: Tensor, rows: Tensor, found: _Found) -> None
     if logits is None:
         raise RuntimeError("A capture(stop=True) around relevance() ended the pass before the logits.")
     values = measured(asked.metric, logits, rows)
+    check_gradient(asked.metric, values)
     rhos, output = _propagate(asked, acts, logits, values)
     found.clean.append(values.detach().double().cpu())
     found.output.append(output.double().cpu())
@@ -196,7 +198,8 @@ def _result(asked: _Asked, prompts: Any, tokens: Tensor, found: _Found, preset: 
         names = [name for name in axis_names(kind) if name in _parts(kind)]
         grid = list(np.indices(values.shape[1:]).reshape(values.ndim - 1, -1))
         tables.append(nodes_of(kind, layer, names, grid, values.reshape(len(values), -1)))
-    output = float(torch.cat(found.output).mean())
+    handle, output = asked.handle, float(torch.cat(found.output).mean())
+    labels = token_labels(handle, prompts) if isinstance(prompts, Pairs) else token_texts(handle, tokens[0])
     numbers = {"clean": float(torch.cat(found.clean).mean()), "output": output, "prompts": float(len(tokens))}
     if isinstance(prompts, Pairs):
         numbers["corrupt"] = float(metric_of(asked.handle, prompts.corrupt, asked.metric, batch).mean())
@@ -206,8 +209,8 @@ def _result(asked: _Asked, prompts: Any, tokens: Tensor, found: _Found, preset: 
         "none",
         "relevance",
         pa.concat_tables(tables),
-        completeness_of(_sums(cells, output)),
-        _texts(asked.handle, prompts, tokens),
+        completeness_table(_sums(cells, output)),
+        labels,
         numbers,
         about={
             "model": asked.handle.spec.name,
@@ -229,9 +232,3 @@ def _sums(cells: dict[tuple[str, int], np.ndarray], output: float) -> list[tuple
     ]
     embedded = [values.sum() / len(values) for (kind, _), values in cells.items() if kind.endswith("embed")]
     return [*rows, *([("embed", 0, "all", float(sum(embedded)), output)] if embedded else [])]
-
-
-def _texts(handle: ModelHandle, prompts: Any, tokens: Tensor) -> tuple[str, ...]:
-    if isinstance(prompts, Pairs) and prompts.roles:
-        return prompts.roles
-    return tuple(map(str, tokens[0].tolist()) if handle.tokenizer is None else handle.token_strings(tokens[0]))

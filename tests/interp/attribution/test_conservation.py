@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.attribution.relevance import PRESETS, Rules, check_conservation, relevance
+from interp.compression.steps import ActivationNoise
 from interp.models import load_model
 
 if TYPE_CHECKING:
@@ -115,4 +116,16 @@ def test_batches_change_nothing_and_bad_input_is_refused(models: Models, tokens:
         np.testing.assert_allclose(columns(parts)[name], values, atol=1e-12)
     with pytest.raises(ValueError, match="did you mean 'gamma'"):
         check_conservation(models["neox", True], tokens, preset="gama")
+    with pytest.raises(ValueError, match="'<lambda>' has no gradient"):
+        check_conservation(models["neox", True], tokens, lambda logits, _: logits[:, -1].argmax(-1).float())
     assert torch._C._len_torch_function_stack() == 0
+
+
+def test_a_step_that_computes_in_float64_is_left_alone(
+    make_module: Callable[..., torch.nn.Module], tokens: Tensor
+) -> None:
+    noisy = load_model(make_module("gpt2"))
+    ActivationNoise(0.01).attach(noisy)
+    found = columns(check_conservation(noisy, tokens))
+    scores = relevance(noisy, tokens, sites="resid_pre")
+    np.testing.assert_allclose(scores.map("resid_pre").sum(1), found["relevance"][:3], rtol=1e-4, atol=1e-5)

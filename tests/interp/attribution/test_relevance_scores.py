@@ -13,7 +13,7 @@ from torch import Tensor
 from interp.attribution.relevance import relevance
 from interp.hooks import patch
 from interp.models import load_model
-from interp.tasks import LogitDiff, Pairs
+from interp.tasks import Custom, LogitDiff, Pairs
 
 if TYPE_CHECKING:
     from interp.models import ModelHandle
@@ -142,5 +142,7 @@ def test_bad_input_is_refused(gpt2: ModelHandle, neox: ModelHandle, pairs: Pairs
         relevance(gpt2, pairs, batch=0)
     with pytest.raises(ValueError, match="Token ids must lie"):
         relevance(gpt2, pairs.clean + 10_000)
+    with pytest.raises(ValueError, match="'custom' has no gradient"):
+        relevance(gpt2, pairs, Custom(lambda logits, _: logits[:, -1].argmax(-1).float()))
     assert torch._C._len_torch_function_stack() == 0
     assert not gpt2._captures

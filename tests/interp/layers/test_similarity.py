@@ -1,14 +1,18 @@
-"""Unbiased linear CKA against its definition, invariances, and independent noise."""
+"""CKA, Procrustes, pair geometry and neighbours: definitions, peers, invariances, and independent noise."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial import procrustes
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from interp.layers.similarity import Hsic, cka_of, linear_cka
+from interp.layers.moments import moments_of
+from interp.layers.similarity import Hsic, PairGeometry, cka_of, linear_cka, mutual_knn, procrustes_of
 
 
 def noise(rows: int, d: int, seed: int) -> Tensor:
@@ -77,3 +81,92 @@ def test_too_few_or_different_rows_are_refused() -> None:
         linear_cka(noise(3, 2, 0), noise(3, 2, 1))
     with pytest.raises(ValueError, match="got 5 and 6"):
         linear_cka(noise(5, 2, 0), noise(6, 2, 1))
+
+
+@pytest.mark.parametrize(("rows", "plain"), [(32, 0.875), (128, 0.657), (512, 0.332), (2048, 0.112)])
+def test_the_plain_form_of_independent_gaussians_and_the_unbiased_one(rows: int, plain: float) -> None:
+    x, y = noise(rows, 256, 0), noise(rows, 256, 1)
+    xy, xx, yy = (moments.covariance for moments in moments_of(x, y))
+    # `plain` is of one draw; over 20 draws of 32 rows it is 0.886 with a standard deviation of 0.006.
+    assert float(xy.square().sum() / (xx.norm() * yy.norm())) == pytest.approx(plain, abs=0.02)
+    assert abs(linear_cka(x, y)) < 0.05
+
+
+def test_cka_of_single_numbers_is_the_squared_correlation() -> None:
+    x = noise(4000, 1, 0)
+    y = 0.6 * x + 0.8 * noise(4000, 1, 1)
+    expected = float(np.corrcoef(x[:, 0], y[:, 0])[0, 1]) ** 2
+    assert linear_cka(x, y) == pytest.approx(expected, abs=2e-3)  # unbiased: equal up to 1 / n
+
+
+def pair_geometry(x: Tensor, y: Tensor, parts: int = 1) -> float:
+    sums = PairGeometry()
+    for a, b in zip(x.chunk(parts), y.chunk(parts), strict=True):
+        sums.update(a, b)
+    return sums.finish()
+
+
+def test_procrustes_is_that_of_scipy() -> None:
+    x = noise(40, 5, 0) + 9
+    y = x @ noise(5, 5, 1) + noise(40, 5, 2)
+    assert procrustes_of(*moments_of(x, y)) == pytest.approx(procrustes(x.numpy(), y.numpy())[2], rel=1e-9)
+    narrow = torch.cat([y[:, :3], torch.zeros(40, 2)], dim=1)
+    assert procrustes_of(*moments_of(x, y[:, :3])) == pytest.approx(procrustes(x.numpy(), narrow.numpy())[2], rel=1e-9)
+    assert math.isnan(procrustes_of(*moments_of(x, torch.ones(40, 2))))
+
+
+def test_pair_geometry_is_the_correlation_of_all_cosines() -> None:
+    x = noise(12, 4, 0)
+    y = torch.cat([x[:, :2], noise(12, 3, 1)], dim=1) + 1.0
+
+    def cosines(rows: np.ndarray) -> list[float]:
+        pairs = [(i, j) for i in range(12) for j in range(12) if i != j]
+        return [float(rows[i] @ rows[j] / np.linalg.norm(rows[i]) / np.linalg.norm(rows[j])) for i, j in pairs]
+
+    expected = np.corrcoef(cosines(x.numpy()), cosines(y.numpy()))[0, 1]
+    assert pair_geometry(x, y, parts=3) == pytest.approx(expected, rel=1e-9)
+    scaled = x * torch.rand(12, 1, generator=torch.Generator().manual_seed(2)).double().add(0.1)
+    assert pair_geometry(x, scaled) == pytest.approx(1)  # each token's norm is not part of it
+    zeroed = torch.cat([x, torch.zeros(1, 4)]), torch.cat([y, torch.ones(1, 5)])
+    assert pair_geometry(*zeroed) == pytest.approx(expected, rel=1e-9)
+    assert math.isnan(pair_geometry(torch.ones(9, 3), noise(9, 3, 0)))
+    assert math.isnan(pair_geometry(x[:2], y[:2]))
+
+
+@pytest.mark.parametrize("d", [6, 300])
+def test_rotation_and_scale_change_none_of_them_and_independence_is_seen(d: int) -> None:
+    x, y = noise(80, d, 0), noise(80, d, 1)
+    turned = 3.0 * x @ torch.linalg.qr(noise(d, d, 2)).Q
+    assert procrustes_of(*moments_of(x, turned)) == pytest.approx(0, abs=1e-9)
+    assert pair_geometry(x, turned) == pytest.approx(1, abs=1e-9)
+    assert mutual_knn(x, turned) == 1
+    assert abs(pair_geometry(x, y)) < 0.05
+    assert mutual_knn(x, y) == pytest.approx(10 / 79, abs=0.06)
+    mixed = x + y
+    assert 0.1 < pair_geometry(x, mixed) < 0.9
+    assert 10 / 79 + 0.06 < mutual_knn(x, mixed) < 0.9
+
+
+def test_procrustes_of_few_rows_cannot_be_far_off() -> None:
+    # With more dimensions than rows a rotation fits a good part of anything: the trap of this figure.
+    far, near = (procrustes_of(*moments_of(noise(80, d, 0), noise(80, d, 1))) for d in (6, 300))
+    assert near < 0.5 < far
+
+
+def test_neighbours_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interp.layers.similarity.PAIR_FLOATS", 100)  # several portions
+    x = noise(30, 4, 0)
+    y = x + noise(30, 4, 1)
+
+    def near(rows: Tensor) -> list[set[int]]:
+        centred = (rows - rows.mean(0)).numpy()
+        found = NearestNeighbors(n_neighbors=6, metric="cosine").fit(centred).kneighbors(return_distance=False)
+        assert found is not None
+        return [set(row) for row in found.tolist()]
+
+    expected = np.mean([len(a & b) / 6 for a, b in zip(near(x), near(y), strict=True)])
+    assert mutual_knn(x, y, 6) == pytest.approx(expected)
+    with pytest.raises(ValueError, match=r"k must lie in 1\.\.rows-1 .* got k=30, 30 and 30 rows"):
+        mutual_knn(x, y, 30)
+    with pytest.raises(ValueError, match="30 and 29 rows"):
+        mutual_knn(x, y[1:])

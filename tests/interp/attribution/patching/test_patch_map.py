@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -276,6 +277,34 @@ def test_hooks_are_gone_after_an_exception(
         patch_map(model, pairs, ["resid_pre", "head_out"], on_progress=stops, exact_path=path, batch=8)
     assert count_hooks(model) == before
     assert model.logits(pairs.clean).shape == (2, 5, 300)
+
+
+@pytest.mark.parametrize("path", ["cone", "full"])
+def test_where_nothing_differs_nothing_is_run(gpt2: ModelHandle, pairs: Pairs, path: str) -> None:
+    heard: list[tuple[int, int]] = []
+    same = replace(pairs, corrupt=pairs.clean)
+    found = patch_map(gpt2, same, "mlp_out", exact_path=path, on_progress=lambda *at: heard.append(at))
+    assert not found.nodes["score"].to_numpy().any()
+    assert found.values["rows_run"] == 0
+    assert heard[-1][0] == heard[-1][1]
+
+
+def test_one_part_can_be_named_as_text(gpt2: ModelHandle, pairs: Pairs) -> None:
+    as_text, as_tuple = (patch_map(gpt2, pairs, "head_out.1", parts=parts) for parts in ("head", ("head",)))
+    assert as_text.nodes.equals(as_tuple.nodes)
+
+
+def test_answers_that_cannot_be_read_are_refused(gpt2: ModelHandle, pairs: Pairs) -> None:
+    nothing = torch.full((2, 1), -1)
+    with pytest.raises(ValueError, match="'logit_diff' reads the wrong answers, and prompt 0 has none"):
+        patch_map(gpt2, replace(pairs, wrong=nothing), "mlp_out.0")
+    with pytest.raises(ValueError, match="'probability' reads the correct answers, and prompt 0 has none"):
+        patch_map(gpt2, replace(pairs, correct=nothing[:, :0]), "mlp_out.0", metric="probability")
+    for wild in (-2, 300):
+        with pytest.raises(ValueError, match=rf"correct answers must lie in 0\.\.d_vocab-1=299.*got {wild}\."):
+            patch_map(gpt2, replace(pairs, correct=nothing * 0 + wild), "mlp_out.0")
+    unread = patch_map(gpt2, replace(pairs, wrong=nothing), "mlp_out.0", metric="probability")
+    assert np.abs(unread.nodes["score"].to_numpy()).max() > 0
 
 
 def test_bad_requests_are_refused(gpt2: ModelHandle, neox: ModelHandle, pairs: Pairs) -> None:
