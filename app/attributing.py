@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from interp.models import ModelHandle
     from interp.tasks import Pairs
 
+COUNTS = ("cells", "rows_run")
+"""Numbers of a result that add up over its parts."""
 OWN = "own"
 """What the task of prompts from the command line is called."""
 LATENTS = "latents"
@@ -142,9 +144,10 @@ def _pairs(args: Args, handle: ModelHandle) -> Pairs:
         from interp.tasks import pairs_from_file
 
         return pairs_from_file(handle, args.prompts, n=args.n)
-    if args.task not in TASKS:
-        raise ValueError(unknown("task", args.task, TASKS))
-    return TASKS[args.task].pairs(handle, args.n, args.seed)
+    name = args.task or ("induction" if handle.tokenizer is None else "agreement")
+    if name not in TASKS:
+        raise ValueError(unknown("task", name, TASKS))
+    return TASKS[name].pairs(handle, args.n, args.seed)
 
 
 def own_pair(handle: ModelHandle, clean: str, corrupt: str, correct: str, wrong: str) -> Pairs:
@@ -240,13 +243,18 @@ def merged(first: Attribution, second: Attribution) -> Attribution:
     """Return the cells of both results, which one method found on the same pairs."""
     import pyarrow as pa
 
-    return replace(
+    from interp.attribution.estimates.check import check_values
+
+    both = replace(
         first,
         nodes=pa.concat_tables([first.nodes, second.nodes], promote_options="permissive"),
         completeness=pa.concat_tables([first.completeness, second.completeness], promote_options="permissive"),
         tokens=first.tokens or second.tokens,
-        values={**second.values, **first.values},
+        about=first.about | {name: first.about[name] + second.about[name] for name in ("sites", "parts")},
     )
+    counts = {name: first.values[name] + second.values[name] for name in COUNTS if name in first.values}
+    checks = check_values(both) if "check_cells" in first.values else {}
+    return replace(both, values=second.values | first.values | counts | checks)
 
 
 def show_tasks(handle: ModelHandle, n: int, seed: int) -> list[dict[str, Any]]:

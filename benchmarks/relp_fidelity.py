@@ -34,11 +34,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from interp.attribution import Attribution
 from interp.attribution.estimates import METHODS
-from interp.attribution.estimates.check import pearson, sign_agreement
+from interp.attribution.statistics import correlation as correlation_of
+from interp.attribution.statistics import sign_agreement
 from interp.compression.steps import SkipLayers
 from interp.models import ModelHandle, ModelSpec, load_model
 from interp.models.compiled import compiled_models
@@ -164,12 +164,12 @@ def compared(truth: np.ndarray, estimate: np.ndarray, weights: np.ndarray) -> tu
     resampled = correlation(truth @ weights.T, estimate @ weights.T)
     low, high = interval(resampled)
     live = x != 0
-    rank = pearson(rankdata(x), rankdata(y))
     numbers = {
-        "r": correlation(x[:, None], y[:, None])[0], "low": low, "high": high, "spearman": rank,
-        "signs": sign_agreement(y, x), "live": pearson(x[live], y[live]),
+        "r": correlation(x[:, None], y[:, None])[0], "low": low, "high": high,
+        "spearman": correlation_of(x, y, ranks=True), "signs": sign_agreement(y, x),
+        "live": correlation_of(x[live], y[live]),
     }  # fmt: skip
-    return {name: round(float(value), 4) for name, value in numbers.items()}, resampled
+    return {name: float("nan") if n is None else round(float(n), 4) for name, n in numbers.items()}, resampled
 
 
 def measure(

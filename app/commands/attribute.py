@@ -33,8 +33,9 @@ class Args(Common):
 
     model: tyro.conf.Positional[str] = "tiny"
     """The model: embedded, a local Hugging Face folder, or a hub id."""
-    task: str = "induction"
-    """What the model is asked; --list shows the tasks and what this model can do."""
+    task: str | None = None
+    """What the model is asked; --list shows the tasks and what this model can do. None takes agreement, and induction
+    for a model without a tokenizer."""
     methods: tuple[str, ...] = ("patching", "atp", "relp")
     """How: patching (measured), atp, relp, ig, ig_inputs, atp_star, gradient_x_input (estimates of it), cp_lrp,
     attn_lrp and other presets (relevance of the metric itself), latents (with --sae)."""

@@ -8,9 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from interp.attribution.result import PARTS, Attribution
-
-LEAST_CELLS = 3
-"""Cells below which a correlation says nothing."""
+from interp.attribution.statistics import correlation
 
 
 def correlations(found: Mapping[str, Attribution]) -> list[tuple[str, str, str, float, int]]:
@@ -43,9 +41,8 @@ def correlation_table(found: Mapping[str, Attribution], kind: str) -> np.ndarray
 def pearson(first: Attribution, second: Attribution, kind: str) -> tuple[float, int]:
     """Return (correlation of two methods' scores over the shared cells of a kind, number of these)."""
     x, y, _ = paired(first, second, kind)
-    if len(x) < LEAST_CELLS or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan"), len(x)
-    return float(np.corrcoef(x, y)[0, 1]), len(x)
+    found = correlation(x, y)
+    return float("nan") if found is None else found, len(x)
 
 
 def paired(first: Attribution, second: Attribution, kind: str) -> tuple[np.ndarray, np.ndarray, list[tuple[int, ...]]]:

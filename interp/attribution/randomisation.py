@@ -37,7 +37,7 @@ def randomised(handle: ModelHandle, seed: int = 0, first_layer: int | None = Non
     Raises:
         ValueError: there is no such layer, or the model has steps that act while it runs, which a copy would lose.
     """
-    if any(isinstance(step, RuntimeStep) for step in handle.spec.recipe):
+    if handle._attached or any(isinstance(step, RuntimeStep) for step in handle.spec.recipe):
         raise ValueError("A recipe with steps that act while the model runs cannot be copied; leave these steps out.")
     if first_layer is not None and not 0 <= first_layer < handle.n_layers:
         raise ValueError(f"first_layer must lie in 0..{handle.n_layers - 1}, got {first_layer}.")

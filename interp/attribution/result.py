@@ -146,7 +146,10 @@ class Attribution:
 
         if self.parts(kind) != ("pos",):
             raise ValueError(f"A strip needs scores by position; those of {kind} are by {self.parts(kind) or 'layer'}.")
-        values = np.nan_to_num(self.map(kind)[layer])
+        maps = self.map(kind)
+        if not 0 <= layer < len(maps):
+            raise ValueError(f"layer must lie in 0..{len(maps) - 1}, got {layer}.")
+        values = np.nan_to_num(maps[layer])
         texts = self.tokens if tokens is None else tokens
         if len(texts) != len(values):
             raise ValueError(f"A strip of {len(values)} positions needs as many tokens, got {len(texts)}.")

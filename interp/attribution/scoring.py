@@ -24,25 +24,15 @@ from jaxtyping import Bool, Float
 
 from interp.attribution.agreement import paired
 from interp.attribution.result import CELL, Attribution
+from interp.attribution.statistics import correlation, quiet, sign_agreement
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NOTICED = 1e-6
-"""What is below this, of the largest, is rounding and counts as 0 where ranks or signs are compared."""
-FLAT = 1e-12
-"""Values that differ by less than this, of the largest, are a constant."""
-LEAST_CELLS = 3
-"""Cells below which a correlation says nothing."""
 MEASURES = (
     "relevance_mass", "rank_accuracy", "auroc", "pearson", "spearman", "sign_agreement", "error",
 )  # fmt: skip
 """What the tables have a column of."""
-
-
-def quiet(values: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " cell"]:
-    """Return the values with 0 in the place of what is rounding beside the largest."""
-    return np.where(np.abs(values) > NOTICED * np.abs(values).max(initial=0.0), values, 0.0)
 
 
 def relevance_mass(scores: Float[np.ndarray, " cell"], circuit: Bool[np.ndarray, " cell"]) -> float | None:
@@ -68,23 +58,6 @@ def auroc(scores: Float[np.ndarray, " cell"], circuit: Bool[np.ndarray, " cell"]
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(circuit, np.abs(quiet(scores)))) if 0 < circuit.sum() < len(circuit) else None
-
-
-def sign_agreement(scores: Float[np.ndarray, " cell"], effects: Float[np.ndarray, " cell"]) -> float | None:
-    """Return the share of cells with an effect whose score has its sign; None where there is no effect."""
-    scores, effects = quiet(scores), quiet(effects)
-    there = effects != 0
-    return float((np.sign(scores[there]) == np.sign(effects[there])).mean()) if there.any() else None
-
-
-def correlation(scores: Float[np.ndarray, " cell"], effects: Float[np.ndarray, " cell"], ranks: bool) -> float | None:
-    """Return Pearson's correlation, or Spearman's of `ranks`; None for fewer than three cells or a constant."""
-    from scipy.stats import pearsonr, spearmanr
-
-    if len(scores) < LEAST_CELLS or any(np.ptp(x) <= FLAT * np.abs(x).max() for x in (scores, effects)):
-        return None
-    found: Any = spearmanr(quiet(scores), quiet(effects)) if ranks else pearsonr(scores, effects)
-    return float(found.statistic)
 
 
 def against_truth(found: Attribution, truth: pa.Table) -> pa.Table:

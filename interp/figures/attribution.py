@@ -80,7 +80,8 @@ def plane(
     if parts == ("pos",):
         return values, position_labels(found.tokens, values.shape[1]), "position"
     if parts[0] == "pos":
-        at = int(np.nanargmax(np.nanmax(np.abs(values), axis=(0, 2)))) if position is None else position
+        scores = np.abs(np.nan_to_num(found.map(kind)))
+        at = int(scores.max(axis=(0, 2)).argmax()) if position is None else position
         values = values[:, at]
     return values, [str(i) for i in range(values.shape[1])], parts[-1]
 

@@ -48,7 +48,8 @@ def measured(metric: Metric, logits: Tensor, rows: Int[Tensor, " batch"]) -> Flo
     Raises:
         ValueError: for another shape, or a value that is not finite.
     """
-    found = metric(logits[:, -metric.reads :], rows)
+    half = logits.dtype in (torch.float16, torch.bfloat16)  # whose steps are coarser than most effects
+    found = metric(logits[:, -metric.reads :].float() if half else logits[:, -metric.reads :], rows)
     if not isinstance(found, Tensor) or found.shape != rows.shape:
         came = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"The metric {metric.name!r} must return one number per prompt, [{len(rows)}], got {came}.")

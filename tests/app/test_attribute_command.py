@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -227,7 +228,7 @@ def test_the_list_of_tasks(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_a_task_that_the_model_cannot_do(model_folder: Path, tmp_path: Path, capsys: Any) -> None:
-    request = ["--methods", "atp", "--kinds", "attn_out", "--check", "0"]
+    request = ["--task", "induction", "--methods", "atp", "--kinds", "attn_out", "--check", "0"]
     assert attribute(*request, root=tmp_path, model=str(model_folder)) == 2
     err = capsys.readouterr().err
     assert "gpt2 cannot do induction: it gets " in err
@@ -292,3 +293,21 @@ def test_prompts_that_are_refused(
 def test_a_dictionary_of_another_model(sae_run: Run, tmp_path: Path, capsys: Any) -> None:
     assert attribute("--methods", "latents", "--sae", sae_run.id, root=sae_run.root) == 2
     assert f"not {COMPILED}; give --model its name" in capsys.readouterr().err
+
+
+def test_the_bare_command_asks_what_tiny_can_do(tmp_path: Path, capsys: Any) -> None:
+    """Without any option but a cheap method: the task that is taken by itself must be one that `tiny` can do."""
+    assert attribute("--methods", "atp", "--kinds", "attn_out", "--check", "0", root=tmp_path, model="tiny") == 0
+    assert find_runs(tmp_path, "attribution")[0].config["task"] == "agreement"
+
+
+def test_both_parts_of_a_result_count_in_its_check(tmp_path: Path, capsys: Any) -> None:
+    options = ["--methods", "atp", "--kinds", "attn_out", "head_out", "--check", "2"]
+    assert attribute(*options, root=tmp_path) == 0
+    found = load_attribution(find_runs(tmp_path, "attribution")[0])
+    measured = found.nodes.filter(found.nodes["measured"].is_valid())
+    assert set(measured["kind"].to_pylist()) == {"attn_out", "head_out"}
+    assert found.values["check_cells"] == measured.num_rows
+    expected = np.corrcoef(measured["score"].to_numpy(), measured["measured"].to_numpy())[0, 1]
+    assert found.values["check_pearson"] == pytest.approx(expected)
+    assert found.about["parts"] == ["pos", "head"]

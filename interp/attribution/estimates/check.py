@@ -1,10 +1,10 @@
 """The measured check: the cells that an estimate ranks first, and random ones, are really patched.
 
     check_pearson          correlation of score and measured effect over the cells that were patched
-    check_sign_agreement   share of them whose score has the sign of the measured effect (where that is not 0)
+    check_sign_agreement   share of them whose score has the sign of the measured effect, rounding left out
 
 Both speak of the cells that were patched, half of them chosen for their large scores, and of no others. NaN stands
-where a number is not defined: one cell, or scores that do not vary.
+where a number is not defined: fewer than three cells, or scores that do not vary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from jaxtyping import Float, Int
 from interp.attribution.estimates.question import BATCH, AskedMetric, Progress
 from interp.attribution.patching import measure_cells
 from interp.attribution.result import Attribution
+from interp.attribution.statistics import correlation, sign_agreement
 from interp.models import ModelHandle
+from interp.sites import KINDS
 from interp.tasks.metrics import METRICS
 from interp.tasks.pairs import Pairs
 
@@ -57,7 +59,7 @@ def checked(
     Raises:
         ValueError: a number below 0; a metric of one's own that is not passed; a cell that cannot be patched.
     """
-    picked = picked_cells(found.nodes["score"].to_numpy(), top, random, seed)
+    picked = picked_cells(_patchable(found), top, random, seed)
     if len(picked) == 0:
         return found
     if metric is None:
@@ -78,15 +80,21 @@ def checked(
     return with_measured(found, picked, effects.score, effects.stderr)
 
 
+def _patchable(found: Attribution) -> Float[np.ndarray, " cell"]:
+    """Return the scores, NaN for cells that lie at no site of the model (relevance of the embeddings)."""
+    inside = np.isin(np.asarray(found.nodes["kind"].to_pylist(), dtype=object), KINDS)
+    return np.where(inside, found.nodes["score"].to_numpy(), np.nan)
+
+
 def picked_cells(scores: Float[np.ndarray, " cell"], top: int, random: int, seed: int) -> Int[np.ndarray, " chosen"]:
-    """Return the rows of the `top` largest scores and of `random` others, drawn with `seed`.
+    """Return the rows of the `top` largest scores and of `random` others, drawn with `seed`; NaN is never one.
 
     Raises:
         ValueError: a number below 0.
     """
     if top < 0 or random < 0:
         raise ValueError(f"check (top, random) must be 0 or more cells, got {top}, {random}.")
-    order = np.argsort(-np.abs(scores), kind="stable")
+    order = np.argsort(-np.abs(scores), kind="stable")[: int(np.isfinite(scores).sum())]  # NaN is sorted last
     rest = np.random.default_rng(seed).permutation(order[top:])[:random]
     return np.concatenate([order[:top], np.sort(rest)])
 
@@ -101,12 +109,27 @@ def with_measured(
     nodes = found.nodes
     for name, values in (("measured", effects), ("measured_stderr", stderr)):
         nodes = nodes.set_column(nodes.column_names.index(name), name, _column(nodes[name], picked, values))
-    scores = found.nodes["score"].to_numpy()[picked]
+    found = found.with_nodes(nodes)
+    return replace(found, values=found.values | check_values(found))
+
+
+def check_values(found: Attribution) -> dict[str, float]:
+    """Return how well the scores agree with the effects of the cells that were measured.
+
+    `check_cells` is their number; `check_pearson` is NaN for fewer than three cells or where one side is constant;
+    `check_sign_agreement` is left out where scores are magnitudes, and NaN where no cell has an effect.
+    """
+    effects = found.nodes["measured"].to_numpy(zero_copy_only=False).astype(np.float64)
+    there = np.isfinite(effects)
+    scores, effects = found.nodes["score"].to_numpy()[there], effects[there]
     unsigned = found.about.get("signed") is False
-    numbers = {"check_pearson": pearson(scores, np.abs(effects) if unsigned else effects), "check_cells": len(picked)}
+    nan = float("nan")
+    pearson = correlation(scores, np.abs(effects) if unsigned else effects)
+    numbers = {"check_pearson": nan if pearson is None else pearson, "check_cells": float(len(scores))}
     if not unsigned:
-        numbers["check_sign_agreement"] = sign_agreement(scores, effects)
-    return replace(found, nodes=nodes, values=found.values | {name: float(n) for name, n in numbers.items()})
+        signs = sign_agreement(scores, effects)
+        numbers["check_sign_agreement"] = nan if signs is None else signs
+    return numbers
 
 
 def _column(before: pa.ChunkedArray, picked: np.ndarray, values: np.ndarray) -> pa.Array:
@@ -116,16 +139,3 @@ def _column(before: pa.ChunkedArray, picked: np.ndarray, values: np.ndarray) -> 
     column = before.to_numpy(zero_copy_only=False).astype(np.float64)
     column[picked] = values
     return pa.array(column, pa.float64(), mask=np.isnan(column))
-
-
-def pearson(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    """Return the correlation of two series, NaN where one of them does not vary."""
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def sign_agreement(scores: Float[np.ndarray, " n"], effects: Float[np.ndarray, " n"]) -> float:
-    """Return the share of effects other than 0 that have the sign of their score; NaN if there are none."""
-    kept = effects != 0
-    return float((np.sign(scores[kept]) == np.sign(effects[kept])).mean()) if kept.any() else float("nan")

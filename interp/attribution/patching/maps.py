@@ -63,7 +63,8 @@ def patch_map(
         parts: what a cell is a part by: `pos`, `head`, `neuron`. A kind without heads or neurons takes the others;
             () makes one cell of a whole site.
         positions: positions that are patched, negative ones from the end; None: all. Without `pos` among the parts
-            a cell is patched at all of them together.
+            a cell is patched at all of them together; rows of nodes can name one position only, so that those of
+            several cannot be given to `measure_cells` again.
         neurons: neurons of `mlp_act` that are patched; None: all.
         batch: rows in one forward; the base run of as many prompts is kept at a time.
         seed: of the drawing of `resample`.
@@ -79,7 +80,7 @@ def patch_map(
     check_parts(found, parts, neurons)
     where = checked_positions(positions, pairs.n_pos)
     cells = [cell for site in found for cell in cells_of(handle, site, parts, where, neurons)]
-    spread = where if positions is not None and "pos" not in parts else None
+    spread = where if positions is not None and len(where) > 1 and "pos" not in parts else None
     patches = [_spread(cell, spread) for cell in cells]
     together: dict[Site, list[int]] = {site: [] for site in found}
     for i, cell in enumerate(cells):
@@ -115,7 +116,7 @@ def cells_of(
     neurons: Sequence[int] | None = None,
 ) -> list[Cell]:
     """Return the cells of a site by the `parts` that it has: position outside, head or neuron inside."""
-    places = list(positions) if "pos" in parts else [None]
+    places = list(positions) if "pos" in parts or len(positions) == 1 else [None]
     cells = [Cell(site.kind, site.layer, pos) for pos in places]
     if "head" in parts and site.kind in WITH_HEADS:
         heads = range(n_parts(handle, site.kind))
