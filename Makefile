@@ -33,7 +33,7 @@ test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not browser" $(ARGS)
 
 slow: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -m "slow and not browser" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow and not browser" $(ARGS)
 
 browser: $(VENV)/.installed-browser
 	@$(BIN)/python -m pytest -m browser $(ARGS)

@@ -94,7 +94,7 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert main(["trian"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("mechscope: Unknown command 'trian'; did you mean 'train'? Known: attribute, capture, compare, ")
+    assert err.startswith("mechscope: Unknown command 'trian'; did you mean 'train'? Known: attribute, capture, ")
 
 
 def test_unknown_option_before_a_command(capsys: pytest.CaptureFixture[str]) -> None:

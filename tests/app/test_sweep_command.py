@@ -54,6 +54,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return kept | DEAD | folders | {"HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
 
 
+@pytest.mark.slow
 def test_cells_are_trained_evaluated_recorded_and_found_again(
     model_folder: Path, text: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,7 @@ def test_the_first_row_is_on_top_and_the_axes_end_at_the_cells() -> None:
     assert list(layout.xaxis.range) == [-0.5, 9.5]
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (6, 10), (48, 128), (200, 3000)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (6, 10), (48, 128), (200, 700)])
 def test_labels_are_as_many_as_can_be_read(rows, columns) -> None:
     figure = made(rows, columns)[1]
     across, down = figure.layout.xaxis, figure.layout.yaxis

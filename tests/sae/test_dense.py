@@ -88,6 +88,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_the_operations_can_be_compiled_whole() -> None:
     """Traced without a break in the graph; what the compiler makes of it is for a GPU to say.
 

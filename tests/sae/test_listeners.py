@@ -65,6 +65,7 @@ def numbers(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key not in ("time", "rows_per_s")} for row in rows]
 
 
+@pytest.mark.slow
 def test_every_mode_gives_the_same_numbers_and_offline_writes_a_readable_mirror(tmp_path: Path) -> None:
     runs = {mode: run_with(mode, tmp_path) for mode in ("absent", "disabled", "offline")}
     assert numbers(runs["absent"]) == numbers(runs["disabled"]) == numbers(runs["offline"])

@@ -265,7 +265,13 @@ def test_training_treats_rows_alike(rule: str, settled: Callable, rows: Callable
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
-    ("normalise", "atoms"), [("scalar", "unit"), ("layer", "unit"), ("none", "unit"), ("scalar", "free")]
+    ("normalise", "atoms"),
+    [
+        ("scalar", "unit"),
+        pytest.param("layer", "unit", marks=pytest.mark.slow),
+        pytest.param("none", "unit", marks=pytest.mark.slow),
+        pytest.param("scalar", "free", marks=pytest.mark.slow),
+    ],
 )
 def test_training_lowers_fvu_and_ends_with_atoms_of_unit_length(
     rule: str, normalise: str, atoms: str, built: Callable, rows: Callable

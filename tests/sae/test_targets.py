@@ -274,6 +274,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("target", [TRANSCODER, SKIP, CROSSCODER], ids=["transcoder", "skip", "crosscoder"])
 def test_every_rule_trains_with_every_target_or_is_refused(rule: str, target: TargetConfig) -> None:

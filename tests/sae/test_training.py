@@ -67,6 +67,7 @@ class StopAt:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trial", range(20))
 def test_a_training_resumed_after_any_step_is_the_unbroken_one_bit_for_bit(trial: int, tmp_path: Path) -> None:
     batches = Planted()
@@ -88,7 +89,7 @@ def test_a_training_resumed_after_any_step_is_the_unbroken_one_bit_for_bit(trial
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("atoms", ["unit", "free"])
+@pytest.mark.parametrize("atoms", ["unit", pytest.param("free", marks=pytest.mark.slow)])
 def test_every_rule_resumes_bit_for_bit(rule: str, atoms: str, tmp_path: Path) -> None:
     batches = Planted()
     whole = begin(fresh(rule, atoms), batches, CONFIG)
@@ -231,7 +232,7 @@ def test_infinite_activations_stop_the_training_with_advice() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("atoms", ["unit", "free"])
+@pytest.mark.parametrize("atoms", ["unit", pytest.param("free", marks=pytest.mark.slow)])
 def test_saved_dictionary_gives_the_same_codes(rule: str, atoms: str, tmp_path: Path) -> None:
     batches = Planted()
     sae = train(begin(fresh(rule, atoms), batches, CONFIG), batches)
