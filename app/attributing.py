@@ -8,23 +8,29 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from app import console, sources
+from app.places import Place, all_heads
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
 
     from app.commands.attribute import Args
     from app.sources import Subject
     from interp.attribution import Attribution
     from interp.models import ModelHandle
+    from interp.sites import Site
     from interp.tasks import Pairs
+    from sae.model import Sae
 
 COUNTS = ("cells", "rows_run")
 """Numbers of a result that add up over its parts."""
 OWN = "own"
 """What the task of prompts from the command line is called."""
+PATHS, LOGITS = "paths", "logits"
+"""The method that patches along paths, and the receiver at their end."""
 LATENTS = "latents"
 """The method that scores the latents of a dictionary."""
-AGAINST = dict.fromkeys(("ig", "ig_inputs", "atp_star", LATENTS), "corrupt") | {"gradient_x_input": "zero"}
+AGAINST = dict.fromkeys(("ig", "ig_inputs", "atp_star", LATENTS, PATHS), "corrupt") | {"gradient_x_input": "zero"}
 """Methods that know one baseline only."""
 BLIND = {"relp": ("q", "k", "pattern"), "atp_star": ("pattern",)}
 """Kinds that a method has no scores for; presets of relevance have none for patterns."""
@@ -105,6 +111,10 @@ def _check_methods(args: Args, handle: ModelHandle, pairs: Pairs) -> None:
     from interp.attribution.patching.cells import chosen_sites
     from interp.attribution.patching.sources import make_plan
 
+    for text in (*args.through, *args.senders, *(one for one in args.receivers if one != LOGITS)):
+        handle.check_site(Place.parse(text).site)
+    if args.through and not any(map(shares_metric, args.methods)):
+        raise ValueError("--through is a condition of relevance: ask for cp_lrp or another preset with --methods.")
     for method in args.methods:
         blind = BLIND.get(method, ("pattern",) if shares_metric(method) else ())
         lacking = [kind for kind in args.kinds if kind.split(".")[0] in blind]
@@ -197,14 +207,14 @@ def method_names() -> tuple[str, ...]:
     from interp.attribution.relevance import PRESETS
 
     presets = [name for name in PRESETS if name not in METHODS and name != "gradient"]
-    return (*METHODS, *presets, LATENTS)
+    return (*METHODS, *presets, LATENTS, PATHS)
 
 
 def shares_metric(method: str) -> bool:
     """Return whether `method` is a preset of relevance, which shares out the metric itself, not a difference."""
     from interp.attribution.estimates import METHODS
 
-    return method not in METHODS and method != LATENTS
+    return method not in METHODS and method not in (LATENTS, PATHS)
 
 
 def answer(question: Question, method: str, args: Args, progress: Callable[[int, int], object]) -> Attribution:
@@ -219,14 +229,15 @@ def answer(question: Question, method: str, args: Args, progress: Callable[[int,
 
     handle, pairs = question.handle, question.pairs
     shared: dict[str, Any] = {"metric": args.metric, "batch": args.batch, "on_progress": progress}
-    if method == LATENTS and question.subject is not None:
-        from sae.model import load_sae
-
-        saes = {question.subject.site: load_sae(question.subject.run, handle.device)}
+    if method == PATHS:
+        return _paths(question, args, shared)
+    saes = _dictionaries(question, method, args)
+    if method == LATENTS:
         return latent_attribution(handle, pairs, saes, direction=args.direction, check=args.check, **shared)
     kinds = tuple(args.kinds)
     if shares_metric(method):
-        return relevance(handle, pairs, preset=method, sites=kinds, **shared)
+        conditions = [Place.parse(text).through(handle, saes) for text in args.through]
+        return relevance(handle, pairs, preset=method, sites=kinds, through=conditions, **shared)
     options = shared | {"direction": args.direction, "baseline": args.baseline}
     if method != "patching":
         options["check"] = args.check
@@ -237,6 +248,25 @@ def answer(question: Question, method: str, args: Args, progress: Callable[[int,
     ]
     found = [METHODS[method](handle, pairs, some, parts=parts, **options) for some, parts in groups if some]
     return found[0] if len(found) == 1 else merged(found[0], found[1])
+
+
+def _dictionaries(question: Question, method: str, args: Args) -> dict[Site, Sae]:
+    """Return the dictionary by its site, if this method reads one."""
+    if question.subject is None or not (method == LATENTS or args.through):
+        return {}
+    from sae.model import load_sae
+
+    return {question.subject.site: load_sae(question.subject.run, question.handle.device)}
+
+
+def _paths(question: Question, args: Args, shared: dict[str, Any]) -> Attribution:
+    """Return path patching from --senders (all heads unless given) to --receivers."""
+    from interp.attribution import path_patch
+
+    senders = [Place.parse(text) for text in args.senders] or all_heads(question.handle)
+    receivers = [one for text in args.receivers for one in ([text] if text == LOGITS else Place.parse(text).cells())]
+    sending = [cells for place in senders for cells in place.cells()]
+    return path_patch(question.handle, question.pairs, sending, receivers, direction=args.direction, **shared)
 
 
 def merged(first: Attribution, second: Attribution) -> Attribution:
@@ -282,6 +312,8 @@ def show(found: Mapping[str, Attribution], top: int) -> dict[str, Any]:
             ("cell", "score", "stderr", "measured"),
             [[cell_name(row), row["score"], row["stderr"], row.get("measured")] for row in rows],
         )
+        if result.edges is not None:
+            _show_edges(result.edges, top)
         if "check_pearson" in result.values:
             console.note(
                 f"{method}: correlation with real patching of {_checked(result)} cells "
@@ -297,6 +329,22 @@ def show(found: Mapping[str, Attribution], top: int) -> dict[str, Any]:
         "top": best,
         "agreement": [dict(zip(("kind", "a", "b", "pearson", "cells"), row, strict=True)) for row in rows],
     }
+
+
+def _show_edges(edges: pa.Table, top: int) -> None:
+    """Print the strongest edges."""
+    from interp.attribution.saving import cell_name
+
+    ends = ("source", "target")
+    rows = sorted(edges.to_pylist(), key=lambda row: -abs(row["score"]))[:top]
+    named = [
+        [{k.removeprefix(f"{end}_"): v for k, v in row.items() if k.startswith(end)} for end in ends] for row in rows
+    ]
+    console.emit("\nalong paths")
+    console.table(
+        ("from", "to", "score", "stderr"),
+        [[cell_name(a), cell_name(b), row["score"], row["stderr"]] for (a, b), row in zip(named, rows, strict=True)],
+    )
 
 
 def _checked(result: Attribution) -> int:

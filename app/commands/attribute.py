@@ -38,7 +38,8 @@ class Args(Common):
     for a model without a tokenizer."""
     methods: tuple[str, ...] = ("patching", "atp", "relp")
     """How: patching (measured), atp, relp, ig, ig_inputs, atp_star, gradient_x_input (estimates of it), cp_lrp,
-    attn_lrp and other presets (relevance of the metric itself), latents (with --sae)."""
+    attn_lrp and other presets (relevance of the metric itself), latents (with --sae), paths (from --senders to
+    --receivers)."""
     kinds: tuple[str, ...] = ("resid_pre", "attn_out", "mlp_out", "head_out")
     """Sites, or kinds for all layers. Those with heads (head_out, q, k, v, pattern) are scored by head."""
     head_positions: bool = False
@@ -71,6 +72,13 @@ class Args(Common):
     """Only list the tasks with the accuracy of the model on each."""
     anyway: bool = False
     """Go on although the model gets fewer than 70% of the prompts right."""
+    through: tuple[str, ...] = ()
+    """Relevance only through these: KIND.LAYER[:PART,...][@POSITION,...], such as head_out.2:1,3 (heads), mlp_act.1:40
+    (neurons), resid_post.2:17 (latents of --sae). For cp_lrp, attn_lrp and other presets."""
+    senders: tuple[str, ...] = ()
+    """For the method paths: what is sent, written likewise; none named takes every head."""
+    receivers: tuple[str, ...] = ("logits",)
+    """For the method paths: what reads it: q, k, v or mlp_act of a layer, such as k.2:0, or logits."""
     top: int = 8
     """Cells that are printed for each method."""
     batch: int = 16
@@ -120,7 +128,8 @@ def _answer(question: Question, method: str, args: Args) -> tuple[Run, Attributi
     started = time.time()
     config = {**question.config, **_asked(method, args), "sae_run": None}
     parents = []
-    if method == attributing.LATENTS and question.subject is not None:
+    conditional = bool(args.through) and attributing.shares_metric(method)
+    if (method == attributing.LATENTS or conditional) and question.subject is not None:
         config["sae_run"], parents = question.subject.run.ref, [question.subject.run.ref]
     place: dict[str, Any] = {
         "slug": f"{question.slug}.{method}",
@@ -159,8 +168,11 @@ def _asked(method: str, args: Args) -> dict[str, Any]:
     """Return the options that are part of a run's identity; those that a method does not read are not."""
     if method == attributing.LATENTS:
         return {"method": method, "direction": args.direction, "check": args.check}
+    if method == attributing.PATHS:
+        ends = {"senders": list(args.senders), "receivers": list(args.receivers)}
+        return {"method": method, "direction": args.direction} | ends
     asked: dict[str, Any] = {"method": method, "kinds": list(args.kinds)}
     if attributing.shares_metric(method):
-        return asked
+        return asked | ({"through": list(args.through)} if args.through else {})
     asked |= {"direction": args.direction, "baseline": args.baseline, "head_positions": args.head_positions}
     return asked if method == "patching" else asked | {"check": args.check}

@@ -98,4 +98,5 @@ def summary(found: Attribution) -> dict[str, Any]:
 def cell_name(cell: dict[str, Any]) -> str:
     """Return a cell's row as text: `head_out.3 head 2 pos 5`."""
     parts = [f"{part} {cell[part]}" for part in ("head", "neuron", "latent", "pos") if cell.get(part) is not None]
-    return " ".join([f"{cell['kind']}.{cell['layer']}", *parts])
+    site = "logits" if cell["kind"] == "logits" else f"{cell['kind']}.{cell['layer']}"
+    return " ".join([site, *parts])

@@ -311,3 +311,44 @@ def test_both_parts_of_a_result_count_in_its_check(tmp_path: Path, capsys: Any) 
     expected = np.corrcoef(measured["score"].to_numpy(), measured["measured"].to_numpy())[0, 1]
     assert found.values["check_pearson"] == pytest.approx(expected)
     assert found.about["parts"] == ["pos", "head"]
+
+
+def test_paths_of_the_compiled_circuit(tmp_path: Path, capsys: Any) -> None:
+    """The previous-token head writes what the induction head's keys read; the induction head writes the answer."""
+    assert attribute("--methods", "paths", "--receivers", "k.1:1", "logits", root=tmp_path) == 0
+    out = capsys.readouterr().out
+    edges = load_attribution(find_runs(tmp_path, "attribution")[0]).edges
+    assert edges is not None
+    rows = edges.to_pylist()
+    strong = {(row["source_layer"], row["source_head"], row["target_kind"]) for row in rows if abs(row["score"]) > 1}
+    assert strong == {(0, 2, "k"), (1, 1, "logits")}
+    assert "head_out.0 head 2" in out
+    assert "along paths" in out
+
+
+def test_relevance_through_one_head(tmp_path: Path, capsys: Any) -> None:
+    request = ["--methods", "cp_lrp", "--kinds", "resid_pre"]
+    assert attribute(*request, "--through", "head_out.1:1", root=tmp_path) == 0
+    assert attribute(*request, "--through", "head_out.1:0", root=tmp_path) == 0
+    runs = {run.config["through"][0]: load_attribution(run) for run in find_runs(tmp_path, "attribution")}
+    through = runs["head_out.1:1"].map("resid_pre")[0]
+    assert through.sum() == pytest.approx(runs["head_out.1:1"].values["output"], rel=1e-3)
+    assert np.abs(through).max() > 1
+    assert np.abs(runs["head_out.1:0"].map("resid_pre")).max() < 1e-3  # an idle head
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "cp_lrp", "--through", "head_out"], "A site is written KIND.LAYER"),
+        (["--methods", "cp_lrp", "--through", "head_out.1:x"], "A place is written KIND.LAYER"),
+        (["--methods", "cp_lrp", "--through", "head_out.7:0"], "its layers are 0..1"),
+        (["--methods", "atp", "--through", "head_out.1:0"], "--through is a condition of relevance"),
+        (["--methods", "paths", "--baseline", "zero", "--direction", "noising"], "paths compares with the baseline"),
+        (["--methods", "paths", "--receivers", "q.9"], "its layers are 0..1"),
+    ],
+)
+def test_places_that_are_not_there_begin_no_run(options: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
+    assert attribute(*options, root=tmp_path) == 2
+    assert message in capsys.readouterr().err
+    assert not find_runs(tmp_path)
