@@ -69,8 +69,8 @@ class Place:
         Raises:
             ValueError: parts are named where there are neither heads nor neurons, nor a dictionary of the site.
         """
-        from interp.attribution.patching.cells import WITH_HEADS
         from interp.attribution.relevance import Through
+        from interp.sites import WITH_HEADS
 
         handle.check_site(self.site)
         if self.parts is None or self.site.kind in WITH_HEADS:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from interp.names import unknown
 
@@ -35,6 +36,12 @@ LENS_NAMES = {
 
 KINDS = tuple(LENS_NAMES)
 """Every kind of site, in the order in which a block computes them."""
+
+STREAM = ("resid_pre", "resid_mid", "resid_post")
+"""Kinds that cut the model: everything that differs between two runs passes through all positions of one of them."""
+
+WITH_HEADS = ("q", "k", "v", "pattern", "head_out")
+"""Kinds whose activations have an axis of heads; those of k and v are the key-value heads."""
 
 _FROM_LENS = {name: kind for kind, name in LENS_NAMES.items()}
 _FORMS = (re.compile(r"(?P<kind>\w+)\.(?P<layer>\d+)"), re.compile(r"blocks\.(?P<layer>\d+)\.(?P<lens>.+)"))
@@ -90,6 +97,46 @@ class Site:
         if not isinstance(other, Site):
             return NotImplemented
         return (self.layer, KINDS.index(self.kind)) < (other.layer, KINDS.index(other.kind))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An activation, or a part of it; None means all of that axis."""
+
+    kind: str
+    """Kind of the site, of `KINDS`."""
+    layer: int
+    """Block, counted from 0."""
+    pos: int | None = None
+    """Position; negative ones count from the end. Of `pattern`: the query."""
+    head: int | None = None
+    """Head, of `WITH_HEADS` (key-value heads for k and v)."""
+    neuron: int | None = None
+    """Neuron, of `mlp_act`."""
+
+    @functools.cached_property
+    def site(self) -> Site:
+        """The site that it is a part of."""
+        return Site(self.layer, self.kind)
+
+    @property
+    def part(self) -> int | None:
+        """Index of the head or neuron, whichever its kind has."""
+        return self.head if self.kind in WITH_HEADS else self.neuron
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Cell:
+        """Return the cell of a row of `Attribution.nodes` (as a dictionary); other columns are not looked at.
+
+        Raises:
+            ValueError: the row is a latent's, which is no part of an activation.
+        """
+        if row.get("latent") is not None:
+            raise ValueError("A latent of a dictionary is no cell of the model; splice the dictionary in to patch it.")
+        numbers = {name: row.get(name) for name in ("pos", "head", "neuron")}
+        return cls(
+            row["kind"], int(row["layer"]), **{k: None if v is None or v != v else int(v) for k, v in numbers.items()}
+        )
 
 
 def parse_sites(sites: Site | str | Iterable[Site | str]) -> list[Site]:

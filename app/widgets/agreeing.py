@@ -15,9 +15,7 @@ from app.widgets.attributions import PATCHING, Scored, sound
 from app.widgets.text import count, number, safe
 from interp.attribution.agreement import correlation_table, paired, pearson
 from interp.figures import agreement_matrix, conservation_curve, estimate_scatter
-
-STREAM = ("resid_pre", "resid_mid", "resid_post")
-"""Kinds through which all of the effect passes, so that the scores of a layer should add up."""
+from interp.sites import STREAM
 
 
 def conservation(methods: Sequence[Scored]) -> None:

@@ -15,11 +15,10 @@ from app.widgets.cell_maps import AXIS_NAMES, Map, boxes, column_axis, draw_maps
 from app.widgets.heat_map import Axis, box, chosen
 from app.widgets.patched_cell import Spot, patched_cell
 from app.widgets.questions import Question, kinds_of
+from interp.sites import STREAM
 
 SHAPES: tuple[tuple[str, ...], ...] = (("pos",), ("head",), ("pos", "head"))
 """Parts by which maps are drawn."""
-STREAM = ("resid_pre", "resid_mid", "resid_post")
-"""Kinds through which the whole effect passes."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from app.widgets.method_strips import choose_prompt
 from app.widgets.text import number, safe, share, tokens_html, visible
 from interp.figures import prompt_values
 from interp.figures.token_strip import shade
+from interp.sites import WITH_HEADS
 
-WITH_HEADS = ("q", "k", "v", "pattern", "head_out", "attn_out")
+ATTENTION = (*WITH_HEADS, "attn_out")
 """Kinds whose cells have to do with attention."""
 
 
@@ -58,7 +59,7 @@ def patched_cell(runs: Mapping[str, Scored], variant: str, spot: Spot) -> None:
         at = which_prompts(one.prompts, {variant: held[variant], **held})
     with right, frame.section():
         pair(one, spot, at, {name: float(values[at]) for name, values in held.items() if at < len(values)})
-    if spot.kind in WITH_HEADS:
+    if spot.kind in ATTENTION:
         with frame.section():
             attention(one, spot.layer, spot.parts.get("head"), at)
 

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "Attribution": "interp.attribution.result",
         "correlations": "interp.attribution.agreement",
-        "Cell": "interp.attribution.patching.cells",
+        "Cell": "interp.sites",
         "Measured": "interp.attribution.patching.measure",
         "measure_cells": "interp.attribution.patching.measure",
         "patch_map": "interp.attribution.patching.maps",

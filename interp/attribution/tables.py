@@ -63,6 +63,15 @@ def nodes_table(
     return pa.table(columns)
 
 
+def nodes_of(
+    kind: str, layer: int, names: list[str], indices: list[np.ndarray], values: Float[np.ndarray, "prompt cell"]
+) -> pa.Table:
+    """Return the table `nodes` of the cells of one site; `names` and `indices` say which part each cell is."""
+    count = values.shape[1]
+    parts = {name: index.astype(np.int32) for name, index in zip(names, indices, strict=True)}
+    return nodes_table({"kind": [kind] * count, "layer": [layer] * count, **parts}, values.T, measured=False)
+
+
 def completeness_table(rows: Iterable[tuple[str, int, str, float, float]]) -> pa.Table:
     """Return the table `Attribution.completeness` of rows (kind, layer, part, explained, total)."""
     import pyarrow as pa

@@ -10,40 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
+from interp.attribution.axes import parts_of
 from interp.attribution.estimates.question import Question
-from interp.attribution.patching.cells import WITH_HEADS
 from interp.attribution.result import Attribution
-from interp.attribution.tables import completeness_table, nodes_table, token_labels
-from interp.sites import Site
+from interp.attribution.tables import completeness_table, nodes_of, token_labels
+from interp.sites import STREAM, Site
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
-STREAM = ("resid_pre", "resid_mid", "resid_post")
-"""Kinds that cut the model: everything that differs between two runs passes through all positions of one of them."""
-
-
-def axis_names(kind: str) -> tuple[str, ...]:
-    """Return what the axes of an activation are, after the batch; "" for those that no cell is a part by."""
-    if kind in WITH_HEADS:
-        return ("pos", "head", "")
-    return ("pos", "neuron") if kind == "mlp_act" else ("pos", "")
-
-
-def parts_of(kind: str, parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those of `parts` that an activation of `kind` has, in the order of its axes."""
-    return tuple(name for name in axis_names(kind) if name in parts)
-
-
-def summed(product: Shaped[Tensor, "batch ..."], kind: str, parts: tuple[str, ...]) -> Float[Tensor, "batch ..."]:
-    """Return `product`, shaped as an activation of `kind`, summed over all axes but those of `parts`, in float64."""
-    if kind == "pattern":  # [batch head query key]: positions are queries
-        product = product.transpose(1, 2)
-    gone = [axis for axis, name in enumerate(axis_names(kind), 1) if name not in parts]
-    return (product.sum(gone) if gone else product).cpu().double()
+    pass
 
 
 @dataclass
@@ -118,12 +95,3 @@ def described(question: Question) -> dict[str, Any]:
         "parts": list(question.parts),
         "sites": [str(site) for site in question.sites],
     }
-
-
-def nodes_of(
-    kind: str, layer: int, names: list[str], indices: list[np.ndarray], values: Float[np.ndarray, "prompt cell"]
-) -> pa.Table:
-    """Return the table `nodes` of the cells of one site; `names` and `indices` say which part each cell is."""
-    count = values.shape[1]
-    parts = {name: index.astype(np.int32) for name, index in zip(names, indices, strict=True)}
-    return nodes_table({"kind": [kind] * count, "layer": [layer] * count, **parts}, values.T, measured=False)

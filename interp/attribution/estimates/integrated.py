@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.attribution.estimates.cells import Scores, result, summed
+from interp.attribution.axes import summed
+from interp.attribution.estimates.cells import Scores, result
 from interp.attribution.estimates.check import checked
 from interp.attribution.estimates.question import (
     BATCH,

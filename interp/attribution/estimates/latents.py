@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.attribution.estimates.cells import Scores, described, nodes_of
+from interp.attribution.estimates.cells import Scores, described
 from interp.attribution.estimates.integrated import site_gradients
 from interp.attribution.estimates.latent_check import checked_latents
 from interp.attribution.estimates.question import (
@@ -40,7 +40,7 @@ from interp.attribution.estimates.question import (
 from interp.attribution.relevance.rewriting import rewritten
 from interp.attribution.relevance.rules import Rules
 from interp.attribution.result import Attribution
-from interp.attribution.tables import completeness_table, token_labels
+from interp.attribution.tables import completeness_table, nodes_of, token_labels
 from interp.models import ModelHandle
 from interp.names import unknown
 from interp.sites import Site

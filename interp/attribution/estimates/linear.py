@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from interp.attribution.estimates.cells import STREAM, Scores, result, summed
+from interp.attribution.axes import summed
+from interp.attribution.estimates.cells import Scores, result
 from interp.attribution.estimates.check import checked
 from interp.attribution.estimates.question import (
     BATCH,
@@ -31,6 +32,7 @@ from interp.attribution.relevance.rewriting import rewritten
 from interp.attribution.relevance.rules import Rules, find_rules
 from interp.attribution.result import Attribution
 from interp.models import ModelHandle
+from interp.sites import STREAM
 from interp.tasks.pairs import Pairs
 
 

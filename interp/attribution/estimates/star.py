@@ -26,8 +26,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.attribution.axes import parts_of, summed
 from interp.attribution.estimates.attention import Attention, Attentions, key_effects, query_effects
-from interp.attribution.estimates.cells import STREAM, Scores, parts_of, result, summed
+from interp.attribution.estimates.cells import Scores, result
 from interp.attribution.estimates.check import checked
 from interp.attribution.estimates.question import (
     BATCH,
@@ -45,7 +46,7 @@ from interp.attribution.estimates.question import (
 from interp.attribution.result import Attribution
 from interp.hooks import capture, patch
 from interp.models import ModelHandle
-from interp.sites import Site
+from interp.sites import STREAM, Site
 from interp.tasks.pairs import Pairs
 
 WRITES = ("attn_out", "mlp_out")

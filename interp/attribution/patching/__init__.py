@@ -7,7 +7,7 @@ from interp.lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "Cell": "interp.attribution.patching.cells",
+        "Cell": "interp.sites",
         "Measured": "interp.attribution.patching.measure",
         "chosen_sites": "interp.attribution.patching.cells",
         "measure_cells": "interp.attribution.patching.measure",

@@ -7,8 +7,7 @@ another one in each row, with a few indexed assignments.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,52 +16,10 @@ from torch import Tensor
 
 from interp.models import ModelHandle
 from interp.names import unknown
-from interp.sites import KINDS, Site
+from interp.sites import KINDS, WITH_HEADS, Cell, Site
 
-WITH_HEADS = ("q", "k", "v", "pattern", "head_out")
-"""Kinds whose activations have an axis of heads; those of k and v are the key-value heads."""
 PARTS = ("pos", "head", "neuron")
 """What a cell may be a part by."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """An activation that can be replaced; None means all of that axis."""
-
-    kind: str
-    """Kind of the site, of `interp.sites.KINDS`."""
-    layer: int
-    """Block, counted from 0."""
-    pos: int | None = None
-    """Position; negative ones count from the end. Of `pattern`: the query."""
-    head: int | None = None
-    """Head, of kinds that have heads (key-value heads for k and v)."""
-    neuron: int | None = None
-    """Neuron, of `mlp_act`."""
-
-    @cached_property
-    def site(self) -> Site:
-        """The site that it is a part of."""
-        return Site(self.layer, self.kind)
-
-    @property
-    def part(self) -> int | None:
-        """Index of the head or neuron, whichever its kind has."""
-        return self.head if self.kind in WITH_HEADS else self.neuron
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Cell:
-        """Return the cell of a row of `Attribution.nodes` (as a dictionary); other columns are not looked at.
-
-        Raises:
-            ValueError: the row is a latent's, which is no part of an activation.
-        """
-        if row.get("latent") is not None:
-            raise ValueError("A latent of a dictionary is no cell of the model; splice the dictionary in to patch it.")
-        numbers = {name: row.get(name) for name in PARTS}
-        return cls(
-            row["kind"], int(row["layer"]), **{k: None if v is None or v != v else int(v) for k, v in numbers.items()}
-        )
 
 
 Patch = tuple[Cell, ...]

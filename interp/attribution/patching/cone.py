@@ -22,17 +22,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.attribution.patching.cells import Cell, Patch, overwrite
+from interp.attribution.patching.cells import Patch, overwrite
 from interp.attribution.patching.full import writer
 from interp.attribution.patching.runs import run
 from interp.models import ModelHandle
 from interp.models.handle import ForwardStopped
 from interp.models.taps import BLOCKS, attach_hook, mark
-from interp.sites import Site
+from interp.sites import Cell, Site
 
 CACHE = {"gpt2": "past_key_values", "llama": "past_key_values", "gpt_neox": "layer_past"}
 """What the blocks of a family call the key-value cache."""
-STREAM = ("resid_pre", "resid_post")
+BETWEEN = ("resid_pre", "resid_post")
 """Kinds that lie between blocks."""
 LATER = ("k", "v")
 """Kinds within a block that later positions of the same block read."""
@@ -211,7 +211,7 @@ class Wave:
     def _stays(self, row: int) -> bool:
         """Return whether a row's first block changes its output at the first position alone."""
         own = [cell for cell in self.patches[row] if boundary(cell) == self.entries[row]]
-        return all(cell.kind not in STREAM + LATER and cell.pos == self.first for cell in own)
+        return all(cell.kind not in BETWEEN + LATER and cell.pos == self.first for cell in own)
 
     def rise(self) -> Tensor:
         """Return the stream after the last block, of all rows in their order, at the read positions from `first` on."""
@@ -263,7 +263,7 @@ class Wave:
 
     def _run(self, layer: int, x: Tensor, rows: list[int], first: int, cache: Any) -> Tensor:
         """Run a block on positions from `first` on, with the patches inside of it."""
-        kinds = {c.kind for row in rows for c in self.patches[row] if c.layer == layer and c.kind not in STREAM}
+        kinds = {c.kind for row in rows for c in self.patches[row] if c.layer == layer and c.kind not in BETWEEN}
         patches, sources = [self.patches[row] for row in rows], self.rows[rows]
         with ExitStack() as undo:
             for site in sorted(Site(layer, kind) for kind in kinds):

@@ -17,14 +17,14 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.attribution.patching.cells import PARTS, WITH_HEADS, Cell, Patch, checked_positions, chosen_sites, n_parts
+from interp.attribution.patching.cells import PARTS, Patch, checked_positions, chosen_sites, n_parts
 from interp.attribution.patching.effects import Progress
 from interp.attribution.patching.measure import Measured, measure_cells
 from interp.attribution.result import Attribution
 from interp.attribution.tables import completeness_table, nodes_table, token_labels
 from interp.models import ModelHandle
 from interp.names import unknown
-from interp.sites import Site
+from interp.sites import WITH_HEADS, Cell, Site
 from interp.tasks import Metric, Pairs
 
 if TYPE_CHECKING:

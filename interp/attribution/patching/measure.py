@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.attribution.patching.cells import Cell, as_patch
+from interp.attribution.patching.cells import as_patch
 from interp.attribution.patching.cone import why_not
 from interp.attribution.patching.effects import Count, Progress, evaluate, make_engine
 from interp.attribution.patching.runs import metric_of, resolve_metric, run
@@ -22,6 +22,7 @@ from interp.attribution.patching.sources import make_plan
 from interp.attribution.tables import standard_error
 from interp.models import ModelHandle
 from interp.names import unknown
+from interp.sites import Cell
 from interp.tasks import Metric, Pairs, measured
 
 PATHS = ("cone", "full")

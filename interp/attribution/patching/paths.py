@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.attribution.patching.cells import Cell, Patch, as_patch, overwrite
+from interp.attribution.patching.cells import Patch, as_patch, overwrite
 from interp.attribution.patching.cone import why_not
 from interp.attribution.patching.effects import Count, Progress, evaluate, make_engine
 from interp.attribution.patching.maps import about, measured_nodes, values_of
@@ -36,7 +36,7 @@ from interp.hooks import capture
 from interp.models import ModelHandle
 from interp.models.taps import attach_hook
 from interp.names import unknown
-from interp.sites import Site
+from interp.sites import Cell, Site
 from interp.tasks import Metric, Pairs, measured
 
 if TYPE_CHECKING:

@@ -18,19 +18,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.attribution.estimates.cells import STREAM, axis_names, nodes_of, summed
-from interp.attribution.patching.cells import WITH_HEADS, chosen_sites
+from interp.attribution.axes import axis_names, summed
+from interp.attribution.patching.cells import chosen_sites
 from interp.attribution.patching.runs import check_gradient, last_logits, metric_of
 from interp.attribution.relevance.conditions import Through
 from interp.attribution.relevance.prompts import AskedMetric, explained
 from interp.attribution.relevance.rewriting import rewriting
 from interp.attribution.relevance.rules import Rules, find_rules
 from interp.attribution.result import Attribution
-from interp.attribution.tables import completeness_table, token_labels, token_texts
+from interp.attribution.tables import completeness_table, nodes_of, token_labels, token_texts
 from interp.hooks import capture
 from interp.models.handle import ModelHandle
 from interp.models.taps import VIEWS
-from interp.sites import Site
+from interp.sites import STREAM, WITH_HEADS, Site
 from interp.tasks.metrics import Metric, measured
 from interp.tasks.pairs import Pairs
 

@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Float
 
 from interp.models.compiled.blank import blank, selection, write_head, write_mlp
-from interp.models.compiled.truth import Cell, every_cell, truth_table
+from interp.models.compiled.truth import every_cell, truth_table
+from interp.sites import Cell
 from interp.tasks.pairs import Pairs
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float, Int
 
 from interp.models.compiled.blank import selection, write_head
-from interp.models.compiled.truth import Cell, every_cell, truth_table
+from interp.models.compiled.truth import every_cell, truth_table
+from interp.sites import Cell
 from interp.tasks.induction import repeated_pairs
 
 if TYPE_CHECKING:

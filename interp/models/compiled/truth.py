@@ -13,13 +13,13 @@ averaged over prompts. A cell is in the circuit if either is not 0 for some prom
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from interp.names import unknown
+from interp.sites import Cell
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,22 +30,6 @@ COLUMNS = ("kind", "layer", "pos", "head", "neuron", "latent", "role", "in_circu
 DIRECTIONS = ("denoising", "noising")
 NOTICED = 1e-9
 """An effect of a prompt below this is none: what a softmax leaves of e^-40."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A site's layer and kind, and a part of it; None means all of it."""
-
-    kind: str
-    """Kind of site."""
-    layer: int
-    """Block."""
-    pos: int | None = None
-    """Position."""
-    head: int | None = None
-    """Head."""
-    neuron: int | None = None
-    """Neuron of the MLP."""
 
 
 Patched = Callable[[Sequence[Cell | None], np.ndarray, np.ndarray], Float[np.ndarray, "cell prompt"]]
