@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -74,9 +73,10 @@ def ask(args: Args) -> Question:
     spec = ModelSpec(sources.local(args.model), recipe=sources.recipe(args.recipe))
     subject = None if args.sae is None else sources.subject(args.sae, args.runs)
     if subject is not None:
-        subject_model = replace(subject.model, recipe=())
-        if subject_model.name != spec.name:
-            raise ValueError(f"{subject.run.ref} reads {subject.model.name}, not {args.model}; give --model its name.")
+        if subject.model.name != spec.name:
+            raise ValueError(
+                f"{subject.run.ref} reads {subject.model.name}, not {args.model}; name that model instead."
+            )
         handle = sources.open_subject_model(subject, args.device, spec.recipe)
     else:
         handle = sources.open_model(spec, args.device)
@@ -95,7 +95,7 @@ def ask(args: Args) -> Question:
         "model": to_json(handle.spec),
         "weights": handle.digest(),
         "task": pairs.task,
-        "pairs": _digest(pairs),
+        "pairs": pairs.digest(),
         "metric": args.metric or pairs.metric,
     }
     clean, corrupt = (metric_of(handle, side, metric, args.batch) for side in (pairs.clean, pairs.corrupt))
@@ -192,15 +192,6 @@ def own_pair(handle: ModelHandle, clean: str, corrupt: str, correct: str, wrong:
     return Pairs(OWN, sides[0].cpu(), sides[1].cpu(), *answers)
 
 
-def _digest(pairs: Pairs) -> str:
-    """Return a hash of the prompts and answers."""
-    found = hashlib.sha256()
-    for name in ("clean", "corrupt", "correct", "wrong"):
-        values = getattr(pairs, name)
-        found.update(f"{name}{tuple(values.shape)}".encode() + values.cpu().long().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
 def method_names() -> tuple[str, ...]:
     """Return what --methods may name."""
     from interp.attribution.estimates import METHODS
@@ -224,8 +215,8 @@ def answer(question: Question, method: str, args: Args, progress: Callable[[int,
         ValueError: what the method refuses.
     """
     from interp.attribution.estimates import METHODS, latent_attribution
-    from interp.attribution.patching.cells import WITH_HEADS
     from interp.attribution.relevance import relevance
+    from interp.sites import WITH_HEADS
 
     handle, pairs = question.handle, question.pairs
     shared: dict[str, Any] = {"metric": args.metric, "batch": args.batch, "on_progress": progress}
@@ -316,7 +307,7 @@ def show(found: Mapping[str, Attribution], top: int) -> dict[str, Any]:
             _show_edges(result.edges, top)
         if "check_pearson" in result.values:
             console.note(
-                f"{method}: correlation with real patching of {_checked(result)} cells "
+                f"{method}: correlation with real patching of {result.values['check_cells']:.0f} cells "
                 f"{result.values['check_pearson']:.3f}"
             )
     if len(found) < 2:
@@ -345,8 +336,3 @@ def _show_edges(edges: pa.Table, top: int) -> None:
         ("from", "to", "score", "stderr"),
         [[cell_name(a), cell_name(b), row["score"], row["stderr"]] for (a, b), row in zip(named, rows, strict=True)],
     )
-
-
-def _checked(result: Attribution) -> int:
-    column = result.nodes["measured"]
-    return len(column) - column.null_count

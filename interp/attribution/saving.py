@@ -78,14 +78,11 @@ def load_attribution(run: Run, columns: Sequence[str] | None = None) -> Attribut
     missing = [name for name in FIELDS if not isinstance(fields, dict) or name not in fields]
     if missing:
         raise RunDamaged(f"attribution.json of {run.ref} lacks {', '.join(missing)}. Make the run again.")
-    wanted = {"nodes": columns, "completeness": None, "edges": None}
-    tables = {name: run.table(f"{name}.parquet", columns=some) for name, some in wanted.items() if _has(run, name)}
+    tables = {"nodes": run.table("nodes.parquet", columns=columns), "completeness": run.table("completeness.parquet")}
+    if "edges.parquet" in run.files:
+        tables["edges"] = run.table("edges.parquet")
     fields = {name: fields[name] for name in FIELDS} | {"tokens": tuple(fields["tokens"])}
     return Attribution(**fields, **tables)
-
-
-def _has(run: Run, table: str) -> bool:
-    return table != "edges" or "edges.parquet" in run.files
 
 
 def summary(found: Attribution) -> dict[str, Any]:

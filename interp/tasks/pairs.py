@@ -7,6 +7,7 @@ activation of one can stand in for that of the other at the same position (symme
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -62,6 +63,14 @@ class Pairs:
     def n_pos(self) -> int:
         """Number of tokens of a prompt."""
         return self.clean.shape[1]
+
+    def digest(self) -> str:
+        """Return a hash of the prompts and answers."""
+        found = hashlib.sha256()
+        for name in ("clean", "corrupt", "correct", "wrong"):
+            values = getattr(self, name)
+            found.update(f"{name}{tuple(values.shape)}".encode() + values.cpu().long().numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def take(self, rows: Sequence[int] | slice | Tensor) -> Pairs:
         """Return the pairs of these rows.

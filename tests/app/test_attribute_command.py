@@ -292,7 +292,7 @@ def test_prompts_that_are_refused(
 
 def test_a_dictionary_of_another_model(sae_run: Run, tmp_path: Path, capsys: Any) -> None:
     assert attribute("--methods", "latents", "--sae", sae_run.id, root=sae_run.root) == 2
-    assert f"not {COMPILED}; give --model its name" in capsys.readouterr().err
+    assert f"not {COMPILED}; name that model instead" in capsys.readouterr().err
 
 
 def test_the_bare_command_asks_what_tiny_can_do(tmp_path: Path, capsys: Any) -> None:
