@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from app.commands.explore import Explorer, start
+from app.commands.explore import Explorer
 from tests.attribution_runs import LAYERS, POSITIONS, write_attribution_run, write_attributions
-from tests.browser.test_explorer import Visit, browser, same_figures, wait_address, wait_mark  # noqa: F401
+from tests.browser.test_explorer import Visit, browser, same_figures, serving, visiting, wait_address, wait_mark  # noqa: F401
 from tests.comparison_runs import write_comparisons
 from tests.explorer_runs import write_runs
 
@@ -28,21 +27,12 @@ def attribution_server(model_folder: Path, tmp_path_factory: pytest.TempPathFact
     write_comparisons(write_runs(root))
     write_attribution_run(root, task="live", kinds=("head_out",), model=str(model_folder))
     write_attributions(root)
-    process = start(root)
-    try:
-        process.wait_ready()
-        yield process
-    finally:
-        process.stop()
+    yield from serving(root)
 
 
 @pytest.fixture
 def visit(browser: Browser, attribution_server: Explorer, tmp_path: Path) -> Iterator[Visit]:  # noqa: F811
-    shots = Path(os.environ.get("MECHSCOPE_SHOTS") or tmp_path)
-    shots.mkdir(parents=True, exist_ok=True)
-    page = browser.new_page(viewport={"width": 1400, "height": 1300})
-    yield Visit(page, attribution_server.url, shots)
-    page.close()
+    yield from visiting(browser, attribution_server, tmp_path, 1300)
 
 
 def click(visit: Visit, chart: str, row: int, rows: int, column: int, columns: int, label: str) -> None:

@@ -46,14 +46,19 @@ def written(compared: Compared) -> Written:
     return compared.written
 
 
-@pytest.fixture(scope="module")
-def server(written: Written) -> Iterator[Explorer]:
-    process = start(written.root)
+def serving(root: Path) -> Iterator[Explorer]:
+    """The explorer on the runs of a folder, for a fixture to yield from."""
+    process = start(root)
     try:
         process.wait_ready()
         yield process
     finally:
         process.stop()
+
+
+@pytest.fixture(scope="module")
+def server(written: Written) -> Iterator[Explorer]:
+    yield from serving(written.root)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +81,7 @@ def live_server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     root = tmp_path_factory.mktemp("browser-live") / "runs"
     for site in ("resid_post.2", "mlp_out.1"):
         write_runs(root, model=str(model_folder), site=site, d_sae=64, d_in=32, save=random_dictionary)
-    process = start(root)
-    try:
-        process.wait_ready()
-        yield process
-    finally:
-        process.stop()
+    yield from serving(root)
 
 
 class Visit:
@@ -135,13 +135,18 @@ class Visit:
         self.page.wait_for_function(f"new URLSearchParams(location.search).get('f') === '{latent}'")
 
 
-@pytest.fixture
-def visit(browser: Browser, server: Explorer, tmp_path: Path) -> Iterator[Visit]:
+def visiting(browser: Browser, server: Explorer, tmp_path: Path, height: int) -> Iterator[Visit]:
+    """A visit in a new page, for a fixture to yield from; $MECHSCOPE_SHOTS keeps its pictures."""
     shots = Path(os.environ.get("MECHSCOPE_SHOTS") or tmp_path)
     shots.mkdir(parents=True, exist_ok=True)
-    page = browser.new_page(viewport={"width": 1400, "height": 1300})
+    page = browser.new_page(viewport={"width": 1400, "height": height})
     yield Visit(page, server.url, shots)
     page.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, server: Explorer, tmp_path: Path) -> Iterator[Visit]:
+    yield from visiting(browser, server, tmp_path, 1300)
 
 
 @pytest.mark.parametrize("width", [1400, 800])
@@ -507,21 +512,12 @@ def shelf_server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     write_dictionaries(root)
     made = {"model": str(model_folder), "site": "resid_post.1", "d_sae": 64, "d_in": 32}
     write_signed(write_runs(root, save=dictionary_with_atoms, **made))
-    process = start(root)
-    try:
-        process.wait_ready()
-        yield process
-    finally:
-        process.stop()
+    yield from serving(root)
 
 
 @pytest.fixture
 def shelf(browser: Browser, shelf_server: Explorer, tmp_path: Path) -> Iterator[Visit]:
-    shots = Path(os.environ.get("MECHSCOPE_SHOTS") or tmp_path)
-    shots.mkdir(parents=True, exist_ok=True)
-    page = browser.new_page(viewport={"width": 1400, "height": 1500})
-    yield Visit(page, shelf_server.url, shots)
-    page.close()
+    yield from visiting(browser, shelf_server, tmp_path, 1500)
 
 
 @pytest.mark.parametrize("width", [1400, 420])
