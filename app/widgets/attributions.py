@@ -45,6 +45,7 @@ METHODS = {
 }
 """Method -> what it is, in the order of pages; other methods come after these."""
 _NAME = re.compile(r"\w[\w.+-]{0,39}")  # what is drawn as a label, where anything else could be markup
+_PLACE = re.compile(r"[\w.:,@-]{1,40}")
 _NUMBERS = ("score", "stderr", "measured", "measured_stderr")
 _BEGINNINGS = ("<|endoftext|>", "<|begin_of_text|>", "<bos>", "<s>")
 _LARGEST_MAP = 20_000_000  # cells of one kind
@@ -102,9 +103,15 @@ class Scored:
 
     @property
     def method(self) -> str:
-        """Name of the method."""
-        name = str(self.run.config.get("method") or self.run.slug.rpartition(".")[2])
-        return name if _NAME.fullmatch(name) else "unnamed method"
+        """Name of the method, with what it was held to: relevance through a place, paths to a receiver."""
+        config = self.run.config
+        name = str(config.get("method") or self.run.slug.rpartition(".")[2])
+        held = config.get("through") or config.get("receivers") or []
+        places = [str(one) for one in held] if isinstance(held, list) else ["?"]
+        if not _NAME.fullmatch(name) or not all(_PLACE.fullmatch(place) for place in places):
+            return "unnamed method"
+        word = "through" if config.get("through") else "to"
+        return " ".join([name, word, *places]) if places else name
 
     @property
     def variant(self) -> str:
