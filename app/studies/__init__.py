@@ -14,9 +14,7 @@ from interp.lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "Labelled": "app.studies.labelled",
         "Pooled": "app.studies.pooled",
         "pool": "app.studies.pooled",
-        "read_labelled": "app.studies.labelled",
     },
 )

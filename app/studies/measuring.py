@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from app import console, sources
-from app.studies.labelled import Labelled, read_labelled
 from app.studies.options import LabelledArgs, check
 from app.studies.pooled import Pooled, pool
 from app.studies.sparse_probing import sparse_probing
 from app.studies.spurious_removal import spurious_removal
 from app.studies.targeted_perturbation import check_labels, targeted_perturbation
 from interp.config import to_json
+from interp.data.labelled import Labelled, read_labelled
 from interp.runs import Run, start_run
 from interp.runs.files import sha256
 from interp.types import Recipe

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from app.studies.labelled import Labelled
     from app.studies.pooled import Pooled
+    from interp.data.labelled import Labelled
 
 KS = (1, 2, 5)
 

@@ -69,7 +69,7 @@ def spurious_removal(
         pooled: the texts.
         target: the label that the probe should tell.
         spurious: the one that it learns beside.
-        train: which texts are for training (`app.studies.labelled.split`).
+        train: which texts are for training (`interp.data.labelled.split`).
         ns: numbers of latents to ablate; where fewer have any effect, all of these are.
         seed: of all draws.
 

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from app.studies.labelled import Labelled
 from app.studies.pooled import Pooled, Probe, balanced, fit_probe
+from interp.data.labelled import Labelled
 
 NS = (2, 5, 10, 20, 50, 100, 500)
 

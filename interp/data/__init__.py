@@ -16,7 +16,9 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "Blocks": "interp.data.blocks",
         "DataSpec": "interp.data.documents",
+        "Labelled": "interp.data.labelled",
         "read_documents": "interp.data.documents",
+        "read_labelled": "interp.data.labelled",
         "token_blocks": "interp.data.packing",
     },
 )

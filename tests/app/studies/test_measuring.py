@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from app.command import main
-from app.studies.labelled import read_labelled
 from app.studies.pooled import pool
 from app.studies.sparse_probing import sparse_probing
 from app.studies.spurious_removal import spurious_removal
 from app.studies.targeted_perturbation import targeted_perturbation
 from interp.config import to_json
 from interp.data import DataSpec
+from interp.data.labelled import read_labelled
 from interp.models import ModelSpec, load_model
 from interp.runs import Run, find_runs, open_run, start_run, verify_run
 from sae.config import SaeConfig

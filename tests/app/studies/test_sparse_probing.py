@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from app.studies.labelled import Labelled, read_labelled
 from app.studies.pooled import Pooled, pool
 from app.studies.sparse_probing import logistic_accuracy, sparse_probing, strongest
+from interp.data.labelled import Labelled, read_labelled
 from interp.models import ModelHandle
 from sae.config import SaeConfig
 from sae.model import Sae

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.studies.labelled import Labelled
 from app.studies.pooled import Pooled
 from app.studies.targeted_perturbation import class_effects, targeted_perturbation
+from interp.data.labelled import Labelled
 
 CLASSES = 4
 

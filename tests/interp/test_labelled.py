@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.studies.labelled import Labelled, read_labelled, split
+from interp.data.labelled import Labelled, read_labelled, split
 
 ROWS = [("the cat, it sat", "1", "a"), ('a "dog"', "0", "b"), ("été", "1", "a")]
 
