@@ -1,4 +1,4 @@
-"""One row per text: mean activation and mean code over its tokens, and the linear probe that the studies share.
+"""One row per text: mean activation and mean code over its tokens, or those of the last, and the studies' linear probe.
 
     x = mean_t x_t        w_i = mean_t z_i,t s_t        x without latents S = x - sum_{i in S} w_i W_dec[i]
 
@@ -20,8 +20,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from interp.hooks import capture
 from interp.metrics import finite_rows
 from interp.models import ModelHandle
+from interp.names import unknown
 from interp.sites import Site
 from sae.model import Sae
+
+POSITIONS = ("mean", "last")
+"""Which tokens of a text its row is made of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,8 @@ class Pooled:
     """Directions of length 1 that the latents write."""
     cut: int = 0
     """Texts that were longer than the context, and lost their end."""
+    active: float = 0.0
+    """Mean number of active latents of a row (L0), before the mean over a text."""
 
     def __len__(self) -> int:
         """Return the number of texts."""
@@ -53,6 +59,7 @@ def pool(
     sae: Sae,
     texts: Sequence[str],
     *,
+    positions: str = "mean",
     context: int = 128,
     batch: int = 16,
     on_progress: Callable[[int], None] = lambda _: None,
@@ -64,13 +71,17 @@ def pool(
         site: where the dictionary belongs.
         sae: the dictionary, in evaluation mode.
         texts: the texts; what goes beyond `context` tokens is cut off.
+        positions: `mean` over the tokens, or the `last` token.
         context: longest text in tokens, BOS included.
         batch: texts in a forward pass.
         on_progress: hears the number of texts done so far.
 
     Raises:
-        ValueError: a dictionary of another width or that reconstructs another site, or a text without any token.
+        ValueError: a dictionary of another width or that reconstructs another site, unknown positions, or a text
+            without any token.
     """
+    if positions not in POSITIONS:
+        raise ValueError(unknown("positions", positions, POSITIONS))
     place = handle.check_site(site)
     if not sae.target.centred or sae.config.target.kind == "crosscoder" or sae.d_in != handle.width(place):
         raise ValueError(
@@ -81,9 +92,10 @@ def pool(
     ids = [handle.tokens(text)[0] for text in texts]
     raw = torch.zeros(len(ids), sae.d_in)
     codes = torch.zeros(len(ids), sae.d_sae)
+    active = seen = 0
     for start in range(0, len(ids), batch):
         part = [one[:context] for one in ids[start : start + batch]]
-        x, of = _rows(handle, place, part)
+        x, of = _rows(handle, place, part, last=positions == "last")
         counts = torch.bincount(of, minlength=len(part))
         if (counts == 0).any():
             number = start + int((counts == 0).nonzero()[0])
@@ -94,16 +106,17 @@ def pool(
         values = code.values.flatten() * factor.flatten()[code.rows]
         flat = of.to(values.device)[code.rows] * sae.d_sae + code.indices.flatten()
         sums = values.new_zeros(len(part) * sae.d_sae).index_add(0, flat, values).view(len(part), -1)
+        active, seen = active + int((values != 0).sum()), seen + len(rows)
         stop = start + len(part)
         codes[start:stop] = sums.cpu() / counts[:, None]
         raw[start:stop] = torch.zeros(len(part), sae.d_in).index_add(0, of, x.float().cpu()) / counts[:, None]
         on_progress(stop)
     cut = sum(len(one) > context for one in ids)
-    return Pooled(raw, codes, sae.unit()[2].detach().float().cpu(), cut)
+    return Pooled(raw, codes, sae.unit()[2].detach().float().cpu(), cut, active / max(seen, 1))
 
 
 def _rows(
-    handle: ModelHandle, site: Site, ids: list[Tensor]
+    handle: ModelHandle, site: Site, ids: list[Tensor], last: bool
 ) -> tuple[Float[Tensor, "rows d_in"], Int[Tensor, " rows"]]:
     """Return (activations, text of each) at the tokens that count."""
     longest = max(map(len, ids))
@@ -117,6 +130,8 @@ def _rows(
     kept = mask & finite_rows(x)
     if handle.bos_id is not None:
         kept &= tokens != handle.bos_id
+    if last:
+        kept &= kept.flip(1).cumsum(1).flip(1) == 1  # one token is left from here on
     return x[kept], kept.nonzero()[:, 0].cpu()
 
 

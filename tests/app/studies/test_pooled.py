@@ -100,3 +100,19 @@ def test_balanced() -> None:
     assert chosen.tolist() == sorted(set(chosen.tolist()))
     with pytest.raises(ValueError, match=r"got \[4, 2, 0\]"):
         balanced(cells, rows & (cells != 2))
+
+
+def test_the_last_token_alone(gpt2: ModelHandle) -> None:
+    sae = fitted(gpt2, "topk", "layer", "resid_post.1")
+    found = pool(gpt2, "resid_post.1", sae, TEXTS, context=20, batch=3, positions="last")
+    for row, text in enumerate(TEXTS):
+        with capture(gpt2, "resid_post.1") as taken:
+            gpt2.forward(gpt2.tokens(text)[:, :20])
+        x = taken["resid_post.1"][0, -1:]
+        normalised, scale = sae.normaliser.into(x)
+        written = sae.encode_normalised(normalised).dense()[0].detach() * scale.factor.reshape(())
+        assert torch.allclose(found.raw[row], x[0], atol=1e-4)
+        assert torch.allclose(found.codes[row], written, atol=1e-3)
+    assert found.active == 6
+    with pytest.raises(ValueError, match="Unknown positions 'first'"):
+        pool(gpt2, "resid_post.1", sae, TEXTS, positions="first")
