@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from interp.compression.panel import Pair, Panel, PanelResult, kept_positions
-from interp.compression.panels import NEED_DICTIONARY, PANELS
+from interp.compression.panels import NEED_DICTIONARY, ON_REQUEST, PANELS
 from interp.data import Blocks
 from interp.hooks import capture
 from interp.models import ModelHandle, ModelSpec, load_model
+from interp.models.vocabulary import check_same_vocabulary as check_same_vocabulary
 from interp.names import unknown
 from interp.runs import Run
 from interp.sites import Site
@@ -95,14 +96,14 @@ def load_results(run: Run) -> dict[str, PanelResult]:
 
 
 def build_panels(panels: Sequence[Any] | None = None) -> list[Panel]:
-    """Return panels from names and objects; None takes all that need no dictionary.
+    """Return panels from names and objects; None takes all that need no dictionary, `layers` aside.
 
     Raises:
         ValueError: an unknown name, a name twice, a panel that needs a dictionary given by name, or an object that is
             no panel.
     """
     if panels is None:
-        panels = [name for name in PANELS if name not in NEED_DICTIONARY]
+        panels = [name for name in PANELS if name not in (*NEED_DICTIONARY, *ON_REQUEST)]
     built: list[Panel] = []
     for panel in panels:
         if isinstance(panel, str):
@@ -123,34 +124,6 @@ def build_panels(panels: Sequence[Any] | None = None) -> list[Panel]:
     return built
 
 
-def check_same_vocabulary(a: ModelHandle, b: ModelHandle) -> None:
-    """Refuse two models whose token ids do not mean the same.
-
-    Raises:
-        ValueError: with the sizes, or the number of ids that differ and the first of them.
-    """
-    if a.d_vocab != b.d_vocab:
-        raise ValueError(
-            f"Two models are compared token by token and need one vocabulary: {a.spec.name} has {a.d_vocab:,} tokens, "
-            f"{b.spec.name} {b.d_vocab:,}."
-        )
-    if a is b or (a.tokenizer is None and b.tokenizer is None):
-        return
-    for model in (a, b):
-        if model.tokenizer is None:
-            raise ValueError(
-                f"{model.spec.name} has no tokenizer, so it cannot be told whether its {model.d_vocab:,} tokens are "
-                "those of the other model. Put tokenizer.json beside its weights, or pass tokenizer= to load_model."
-            )
-    other = [i for i, (x, y) in enumerate(zip(a.vocabulary(), b.vocabulary(), strict=True)) if x != y]
-    if other:
-        i = other[0]
-        raise ValueError(
-            f"Two models are compared token by token and need one vocabulary: {len(other):,} of {a.d_vocab:,} tokens "
-            f"differ, the first is {i}: {a.vocabulary()[i]!r} in {a.spec.name}, {b.vocabulary()[i]!r} in {b.spec.name}."
-        )
-
-
 def open_pair(a: Subject, b: Subject, device: str | torch.device | None = None) -> tuple[ModelHandle, ModelHandle]:
     """Return both models, loaded where they are not; equal specifications give one and the same model.
 
@@ -169,7 +142,7 @@ def open_pair(a: Subject, b: Subject, device: str | torch.device | None = None) 
     return first, second
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: the panel layers differentiates what is captured here
 def compare(
     a: Subject,
     b: Subject,
