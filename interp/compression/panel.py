@@ -24,6 +24,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.layers.sampling import Spread as Spread
+from interp.layers.sampling import kept_positions as kept_positions
+from interp.layers.sampling import predicting_positions as predicting_positions
 from interp.metrics import finite_rows
 from interp.sites import Site
 
@@ -128,31 +131,3 @@ class Panel(Protocol):
     def finish(self) -> PanelResult:
         """Return what was found."""
         ...
-
-
-class Spread:
-    """Chooses about `limit` of `total` items that come one after the other, evenly spread."""
-
-    def __init__(self, total: int, limit: int | None) -> None:
-        """Choose all where `limit` is None or not below `total`."""
-        self.total, self.limit = max(total, 1), total if limit is None else min(limit, total)
-        self._seen = 0
-
-    def next(self, count: int) -> Int[Tensor, " chosen"]:
-        """Return which of the next `count` items are chosen, ascending, counted from the first of them."""
-        places = torch.arange(self._seen, self._seen + count)
-        self._seen += count
-        before = places * self.limit // self.total
-        return torch.nonzero((places + 1) * self.limit // self.total > before)[:, 0]
-
-
-def kept_positions(blocks: Blocks) -> Bool[Tensor, "block pos"]:
-    """Return the positions whose activations count: neither padding nor BOS nor position 0."""
-    kept = blocks.keep & ~blocks.bos()
-    kept[:, 0] = False
-    return kept
-
-
-def predicting_positions(blocks: Blocks) -> int:
-    """Return how many positions predict a real token."""
-    return int((blocks.keep[:, :-1] & blocks.keep[:, 1:]).sum())

@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy(
         "Probability": "interp.tasks.metrics",
         "ProbabilityDiff": "interp.tasks.metrics",
         "PublishedCircuit": "interp.tasks.published",
+        "Puzzles": "interp.tasks.puzzles",
         "SequenceLogProb": "interp.tasks.metrics",
         "TASKS": "interp.tasks.registry",
         "Task": "interp.tasks.registry",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from interp.compression.panel import Pair, PanelResult
 from interp.layers.lens import Prediction, row_chunk
+from interp.layers.sampling import bootstrap as bootstrap
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 QUANTILES = (*(i / 100 for i in range(101)), 0.995, 0.999)
 """Of the KL, in the table."""
-_DRAWN = 1 << 20  # entries of one matrix of drawn blocks
 
 
 class Behaviour:
@@ -114,21 +114,3 @@ def _differences(pair: Pair) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         parts.append((a.loss(targets), b.loss(targets), a.kl_to(b), a.top == b.top))
     loss_a, loss_b, kl, agree = (torch.cat(column).view(shape) for column in zip(*parts, strict=True))
     return loss_a, loss_b, kl.clamp_min(0), agree
-
-
-def bootstrap(sums: np.ndarray, tokens: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """Return the 2.5 and 97.5 percentiles of sum(sums) / sum(tokens) over blocks drawn with replacement.
-
-    (NaN, NaN) for a single block: it says nothing about how blocks differ.
-    """
-    n = len(sums)
-    if n < 2:
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    found = []
-    for begin in range(0, resamples, max(1, _DRAWN // n)):
-        count = min(max(1, _DRAWN // n), resamples - begin)
-        drawn = rng.integers(0, n, (count, n))
-        found.append(sums[drawn].sum(1) / np.maximum(tokens[drawn].sum(1), 1))
-    low, high = np.quantile(np.concatenate(found), (0.025, 0.975))
-    return float(low), float(high)
