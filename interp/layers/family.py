@@ -14,7 +14,7 @@ unless a measure says otherwise, and the embeddings are layer -1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -23,44 +23,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.layers.result import COLUMNS, FamilyResult, Measure, layer_table
 from interp.sites import Site
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from interp.data import Blocks
     from interp.models import ModelHandle
 
 T = TypeVar("T")
-COLUMNS = ("layer", "measure", "part", "value", "low", "high")
-"""Columns of a table by layer. `part` is what of the layer it is ("attn", "q", "" for all of it); low and high are null
-where there is no interval."""
 
-
-@dataclass(frozen=True)
-class Measure:
-    """What one curve over layers shows."""
-
-    name: str
-    """Its name in tables."""
-    label: str
-    """Title of its figure: a few words."""
-    unit: str = ""
-    """Unit of the values, such as "nats"; "" for a plain number."""
-    note: str = ""
-    """One sentence that helps to read it: what high and low mean, or its trap."""
-
-
-@dataclass(frozen=True)
-class FamilyResult:
-    """What a family found."""
-
-    summary: dict[str, int | float | str | None]
-    """Headline numbers by name."""
-    layers: pa.Table
-    """Values by layer, see `COLUMNS`."""
-    tables: dict[str, pa.Table] = field(default_factory=dict)
-    """Other tables by name: layer by layer, by head, by neuron."""
+__all__ = ["COLUMNS", "Batch", "Family", "FamilyResult", "Measure", "layer_table"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +57,13 @@ class Batch:
         follows = torch.zeros_like(self.real)
         follows[:, :-1] = self.real[:, :-1] & self.real[:, 1:]
         return follows
+
+    @cached_property
+    def with_first(self) -> Bool[Tensor, "block pos"]:
+        """`keep` and position 0 of each block: for measures that report position 0 apart."""
+        found = self.keep.clone()
+        found[:, 0] = self.real[:, 0]
+        return found
 
     @cached_property
     def targets(self) -> Int[Tensor, "block pos"]:
@@ -131,14 +110,3 @@ class Family(Protocol):
     def finish(self) -> FamilyResult:
         """Return what was found; it may run the model again."""
         ...
-
-
-def layer_table(rows: Iterable[tuple[Any, ...]]) -> pa.Table:
-    """Return the table by layer of rows (layer, measure, part, value) or (layer, measure, part, value, low, high)."""
-    import pyarrow as pa
-
-    full = [(*row, None, None)[:6] for row in rows]
-    kinds = (pa.int32(), pa.string(), pa.string(), pa.float64(), pa.float64(), pa.float64())
-    columns = zip(*full, strict=True) if full else [()] * len(COLUMNS)
-    arrays = [pa.array(list(values), kind) for values, kind in zip(columns, kinds, strict=True)]
-    return pa.table(dict(zip(COLUMNS, arrays, strict=True)))

@@ -88,6 +88,8 @@ def fit(
     *,
     per_step: tuple[str, int],
     recipe: dict[str, Any],
+    optimizers: list[torch.optim.Optimizer] | None = None,
+    factor: Callable[[int, int], float] = rate,
 ) -> dict[str, Any]:
     """Train `model` in place from the checkpoint in `work`, or from the start; return the last checkpoint's meta.
 
@@ -95,26 +97,31 @@ def fit(
 
     Args:
         model: what is trained.
-        lr: peak rate of AdamW.
+        lr: peak rate of AdamW; not read where `optimizers` are given.
         loss_at: the loss of a step, a pure function of the step and the weights.
         evaluate: measurements for the log, called every `pace.evaluate_every` steps in evaluation mode.
         work: folder of checkpoint.safetensors and log.jsonl.
         pace: how long, how often.
         per_step: what a step consumes: its name and how much (`("tokens", 8192)`).
         recipe: what identifies the training; a checkpoint of another recipe is refused.
+        optimizers: others than those of `build_optimizers`, at their peak rates.
+        factor: (step, steps) -> part of the peak rate.
 
     Raises:
         ValueError: the checkpoint in `work` is of another recipe.
     """
     work.mkdir(parents=True, exist_ok=True)
-    optimizers = build_optimizers(model, lr)
+    optimizers = build_optimizers(model, lr) if optimizers is None else optimizers
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("peak_lr", group["lr"])
     meta = _resume(model, optimizers, work / CHECKPOINT, recipe)
     meta |= {"steps": pace.steps, "recipe": recipe}
     started = since = saved = time.monotonic()
     running: list[Tensor] = []
     with _stopped() as stop, (work / "log.jsonl").open("a", encoding="utf-8") as log:
         while meta["step"] < pace.steps and not stop() and time.monotonic() - started < 60 * pace.minutes:
-            running.append(_step(model, optimizers, loss_at, meta["step"], pace.steps))
+            running.append(_step(model, optimizers, loss_at, meta["step"], factor(meta["step"], pace.steps)))
             meta["step"] += 1
             if meta["step"] % pace.log_every == 0:
                 now = time.monotonic()
@@ -137,11 +144,11 @@ def _step(
     optimizers: list[torch.optim.Optimizer],
     loss_at: Callable[[int], Tensor],
     step: int,
-    steps: int,
+    factor: float,
 ) -> Tensor:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * rate(step, steps)
+            group["lr"] = group["peak_lr"] * factor
     loss = loss_at(step)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
