@@ -32,16 +32,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "features": ("app.commands.features", "Describe every latent: density, examples, logits, neighbours."),
     "steer": ("app.commands.steer", "Clamp, ablate or add one latent: next tokens before and after, KL."),
     "attribute": ("app.commands.attribute", "Find what makes a model do a task: patching, AtP, RelP, LRP, latents."),
+    "probe": ("app.commands.probe", "Probe what a model knows at which layer: sweeps, Concept Depth, controls."),
+    "edit": ("app.commands.edit", "Edit an attribute inside a model by a probe, a difference in means, or CASAL."),
     "import": ("app.commands.import_", "Take in a dictionary of sae-lens, Gemma Scope, sparsify, dictionary_learning."),
     "export": ("app.commands.export", "Write a dictionary for sae-lens or sparsify; publish it on the hub."),
     "compress": ("app.commands.compress", "Compress a model by a recipe: bits, coverage, error; save the copy."),
     "compare": ("app.commands.compare", "Compare two models inside: outputs, drift, features, heads, lens."),
+    "layers": ("app.commands.layers", "Profile a model layer by layer: stream, geometry, lenses, heads, importance."),
     "sweep": ("app.commands.sweep", "Run many trainings from one file in wandb's schema; tell which are best."),
     "runs": ("app.commands.runs", "List, show and verify runs."),
     "explore": ("app.commands.explore", "Open the explorer on a folder of runs."),
 }
 
-HEAVY = frozenset({"demo", "capture", "train", "evaluate", "features", "attribute", "compare", "sweep"})
+HEAVY = frozenset(
+    {"demo", "capture", "train", "evaluate", "features", "attribute", "probe", "compare", "layers", "sweep"}
+)
 """Commands that compute for long: they start under the allocator setting below and resume after Ctrl-C."""
 
 ALLOCATOR = {

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from interp.models.handle import ForwardStopped, ModelHandle
@@ -202,6 +202,33 @@ def _mixed(old: Tensor, new: Tensor, positions: Positions) -> Tensor:
                 raise ValueError(f"positions must lie in 0..{old.shape[1] - 1}, got {int(position)}.")
             chosen[:, int(position)] = True
     return torch.where(chosen.reshape(*chosen.shape, *[1] * (old.ndim - 2)), new, old)
+
+
+def where(positions: Positions, x: Shaped[Tensor, "*shape"], model: ModelHandle) -> Bool[Tensor, "batch pos"]:
+    """Return which positions of an activation or a text [batch pos ...] are meant; None: all but BOS of what is read.
+
+    Raises:
+        ValueError: a position outside of the text, or a mask of another shape.
+    """
+    batch, length = x.shape[:2]
+    if positions is None:
+        if model.bos_id is None or model.reading is None:
+            return torch.ones(batch, length, dtype=torch.bool)
+        return model.reading != model.bos_id
+    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
+        if positions.shape != (batch, length):
+            raise ValueError(
+                f"positions must be a mask [batch pos] {[batch, length]}, got {list(positions.shape)}. Where the text "
+                "grows, give numbers, or None."
+            )
+        return positions
+    numbers: Int[Tensor, " n"] = torch.as_tensor(positions, dtype=torch.long).reshape(-1)
+    outside = numbers[(numbers < -length) | (numbers >= length)]
+    if len(outside):
+        raise ValueError(f"positions must lie in 0..{length - 1} (or -{length}..-1), got {int(outside[0])}.")
+    chosen = torch.zeros(batch, length, dtype=torch.bool)
+    chosen[:, numbers] = True
+    return chosen
 
 
 def fitting_mask(mask: Tensor, value: Shaped[Tensor, "batch pos *rest"], name: str) -> Bool[Tensor, "batch pos"]:

@@ -108,7 +108,16 @@ class BaseProbe(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: the probe's scores are no log-odds.
         """
-        scores = self.decision_function(X)
+        return self.probabilities(self.decision_function(X))
+
+    def probabilities(
+        self, scores: Float[np.ndarray, " row"] | Float[np.ndarray, "row output"]
+    ) -> Float[np.ndarray, "row class"]:
+        """Return the probability of each class from scores that `decision_function` gave.
+
+        Raises:
+            ValueError: the probe's scores are no log-odds.
+        """
         if self.link_ == "identity":
             raise ValueError(
                 f"The scores of {type(self).__name__} are no log-odds; use decision_function, or take LogisticProbe."

@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.hooks import Positions, patch
+from interp.hooks import Positions, patch, where
 from interp.metrics import finite_rows
 from interp.models import ModelHandle
 from interp.names import unknown
@@ -156,30 +156,3 @@ def steer(
 
     with patch(model, place, edit, view=view):
         yield
-
-
-def where(positions: Positions, x: Shaped[Tensor, "*shape"], model: ModelHandle) -> Bool[Tensor, "batch pos"]:
-    """Return which positions of an activation or a text [batch pos ...] are meant; None: all but BOS of what is read.
-
-    Raises:
-        ValueError: a position outside of the text, or a mask of another shape.
-    """
-    batch, length = x.shape[:2]
-    if positions is None:
-        if model.bos_id is None or model.reading is None:
-            return torch.ones(batch, length, dtype=torch.bool)
-        return model.reading != model.bos_id
-    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
-        if positions.shape != (batch, length):
-            raise ValueError(
-                f"positions must be a mask [batch pos] {[batch, length]}, got {list(positions.shape)}. Where the text "
-                "grows, give numbers, or None."
-            )
-        return positions
-    numbers: Int[Tensor, " n"] = torch.as_tensor(positions, dtype=torch.long).reshape(-1)
-    outside = numbers[(numbers < -length) | (numbers >= length)]
-    if len(outside):
-        raise ValueError(f"positions must lie in 0..{length - 1} (or -{length}..-1), got {int(outside[0])}.")
-    chosen = torch.zeros(batch, length, dtype=torch.bool)
-    chosen[:, numbers] = True
-    return chosen

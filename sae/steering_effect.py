@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.hooks import Positions, capture
+from interp.hooks import Positions, capture, where
 from interp.metrics import kl_divergence
 from interp.models import ModelHandle
 from interp.sites import Site
 from sae.model import Sae
-from sae.steering import check_steering, steer, values_at, where
+from sae.steering import check_steering, steer, values_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,7 +140,7 @@ def effect(
         values = [values_at(sae, taken[place], latent).cpu() for taken in (plain, steered)]
     before, after = before.float().cpu(), after.float().cpu()
     return Effect(
-        _next_tokens(model, before, after, listed, min(top, model.d_vocab)),
+        next_tokens(model, before, after, listed, min(top, model.d_vocab)),
         _positions(model, tokens.cpu(), before, after, values),
     )
 
@@ -158,14 +158,14 @@ def _texts(model: ModelHandle, ids: list[int]) -> list[str | None]:
     return [*model.token_strings(ids)] if model.tokenizer is not None else [None] * len(ids)
 
 
-def _next_tokens(
+def next_tokens(
     model: ModelHandle,
     before: Float[Tensor, "batch pos d_vocab"],
     after: Float[Tensor, "batch pos d_vocab"],
     listed: list[int],
     top: int,
 ) -> pa.Table:
-    """Return the four lists at the `listed` positions."""
+    """Return the four lists of `Effect.next_tokens` at the `listed` positions of each text."""
     import pyarrow as pa
 
     rows: list[tuple[int, int, str, int, int, float, float]] = []

@@ -175,8 +175,11 @@ def check_folder(folder: Path, spec: Any) -> None:
         raise ValueError(f"{folder} is there already; --save writes a new folder. Name another, or remove it.")
 
 
-def save(handle: ModelHandle, folder: Path) -> Path:
-    """Write the model and its tokenizer into the new `folder`, whole or not at all, and return its path."""
+def save(handle: ModelHandle, folder: Path, origin: dict[str, Any] | None = None) -> Path:
+    """Write the model and its tokenizer into the new `folder`, whole or not at all, and return its path.
+
+    With `origin`, which says what else the copy is made from, that stands in edit.json in the place of recipe.json.
+    """
     from interp.compression import recipe_json
     from interp.models.loading import no_progress_bars
 
@@ -189,13 +192,14 @@ def save(handle: ModelHandle, folder: Path) -> Path:
             handle.module.save_pretrained(part, max_shard_size=SHARD)
         if handle.tokenizer is not None:
             handle.tokenizer.save_pretrained(part)
-        origin = {
+        name = "recipe.json" if origin is None else "edit.json"
+        about = origin or {
             "base": handle.spec.name,
             "revision": handle.spec.revision,
             "base_digest": handle.base_digest(),
             "recipe": recipe_json(handle.spec.recipe),
         }
-        (part / "recipe.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+        (part / name).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rmdir()  # empty: looked at before
         part.replace(folder)
