@@ -35,18 +35,23 @@ def show() -> None:
             st.Page(state.COMPARE_PAGE, title="Compare · mechscope", url_path="compare"),
             st.Page(state.RELEVANCE_PAGE, title="Relevance · mechscope", url_path="relevance"),
             st.Page(state.PATCHING_PAGE, title="Patching · mechscope", url_path="patching"),
+            st.Page(state.LAYERS_PAGE, title="Layers · mechscope", url_path="layers"),
+            st.Page(state.HEADS_PAGE, title="Heads · mechscope", url_path="heads"),
+            st.Page(state.PROBES_PAGE, title="Probes · mechscope", url_path="probes"),
+            st.Page(state.BOARD_PAGE, title="Board · mechscope", url_path="board"),
         ],
         position="hidden",
     )
     st.session_state.pop("_python", None)
     with st.container(horizontal=True, vertical_alignment="center", key="bar"):
         links = st.container(width="content")
-        try:
-            frame.run_selector(runs_root())
-        except (RunError, OSError) as error:
-            frame.problem(str(error))
         st.space("stretch")
         corner = st.container(width="content")
+    with st.container(horizontal=True, vertical_alignment="center", key="which"):
+        try:
+            frame.run_selector(runs_root(), shown=page.url_path in frame.OF_FEATURES)
+        except (RunError, OSError) as error:
+            frame.problem(str(error))
     with links:
         frame.navigation()
     try:

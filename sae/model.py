@@ -194,7 +194,16 @@ def load_sae(run: Run, device: str | torch.device = "cpu") -> Sae:
     """Return the dictionary that a run of kind "sae" holds, in evaluation mode."""
     if run.kind != "sae":
         raise ValueError(f"{run.ref} is a run of kind {run.kind!r}; a dictionary is in a run of kind 'sae'.")
-    sae = Sae(from_json(SaeConfig, run.config["sae"]))
+    return read_sae(run, from_json(SaeConfig, run.config["sae"]), device)
+
+
+def read_sae(run: Run, config: SaeConfig, device: str | torch.device = "cpu") -> Sae:
+    """Return the dictionary that `Sae.save` wrote into a run of any kind, in evaluation mode.
+
+    Raises:
+        ValueError: the weights do not fit `config`.
+    """
+    sae = Sae(config)
     tensors = {name: torch.from_numpy(value) for name, value in run.tensors(WEIGHTS).items()}
     wanted = {name: tuple(value.shape) for name, value in sae.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from interp.runs import Run, start_run
@@ -80,6 +81,25 @@ def write_sweep(root: Path, *, texts: list[str] | None = None, model: Any = "tin
                 "n_train": 40, "n_test": TEXTS, "groups": 4, "leaks": 0, "seconds": 3.0,
             }
         )  # fmt: skip
+    return run
+
+
+def write_live_sweep(root: Path, folder: Path, layer: int = 1) -> Run:
+    """Write a sweep of the model in `folder`, which can be loaded, with a fitted probe of one layer."""
+    from interp.models import load_model
+    from probes import LogisticProbe, Source, save_probe
+
+    handle = load_model(str(folder))
+    texts = [f"the {word} was {end}" for word in ("cat", "dog", "sun", "sea", "man", "boy") for end in ("red", "old")]
+    plain = write_sweep(root / "plain", texts=texts, model=str(folder), weights=handle.digest())
+    rng = np.random.default_rng(0)
+    probe = LogisticProbe(source=Source.of(handle, f"resid_post.{layer}", "last"))
+    probe.fit(rng.normal(size=(40, handle.width(f"resid_post.{layer}"))), np.array(LABELS)[rng.integers(0, 2, 40)])
+    with start_run("probes", plain.config, slug="live.quoted_speech.sweep", root=root) as run:
+        for name in ("sweep", "predictions", "texts"):
+            run.save_table(f"{name}.parquet", plain.table(f"{name}.parquet"))
+        save_probe(run, probe, name=f"probes/resid_post.{layer}@last")
+        run.finish(plain.summary)
     return run
 
 

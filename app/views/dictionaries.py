@@ -130,8 +130,8 @@ def figure_of(group: Group, metric: str, one: Run) -> None:
     """Draw the metric against L0; a click on a point chooses the dictionary."""
     fig = pareto(group.points, metric, rules=sorted({run.config["sae"]["rule"] for run in group.dictionaries}))
     with st.container(gap=None):
-        st.plotly_chart(
-            fig, theme=None, key="pareto", selection_mode="points", config=frame.CHART, on_select=_clicked,
+        frame.chart(
+            fig, key="pareto", selection_mode="points", on_select=_clicked,
             alt=f"{METRICS[metric]} against L0, a line for each rule",
         )  # fmt: skip
         place = spot_of(group.points, metric, one.ref)

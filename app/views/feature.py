@@ -169,7 +169,7 @@ def histogram(features: FeatureSet, row: dict[str, Any], fired: live.Fired | Non
     marker = fired.values(latent)[at] if fired and at is not None else None
     negative = features.negative(latent)
     chart = activation_histogram(counts, edges, negative=negative, marker=marker, marker_label="your text")
-    st.plotly_chart(chart, theme=None, key="histogram", config=frame.CHART, alt="Histogram of the activations")
+    frame.chart(chart, key="histogram", alt="Histogram of the activations")
 
 
 def moments(row: dict[str, Any]) -> None:

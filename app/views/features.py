@@ -266,9 +266,9 @@ def picture(features: FeatureSet, choice: Choice, chosen: NDArray[np.bool_]) -> 
     chart = density_scatter(
         features.latents, metric, shown=chosen, dense_from=choice.dense_from, hover=features.token_lines, height=520
     )
-    picked = st.plotly_chart(
-        chart, theme=None, key="scatter", on_select="rerun", selection_mode="points", config=frame.CHART,
-        alt=f"Density of each latent against {METRICS[metric]}",
+    picked = frame.chart(
+        chart, key="scatter", on_select="rerun", selection_mode="points",
+         alt=f"Density of each latent against {METRICS[metric]}",
     )  # fmt: skip
     dead = int((features.column("density") == 0).sum())
     median = features.column("density")

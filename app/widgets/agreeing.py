@@ -32,9 +32,9 @@ def conservation(methods: Sequence[Scored]) -> None:
         return
     kind = max(kinds, key=lambda name: len(kinds[name]))
     rows = [{key: value for key, value in row.items() if key != "kind"} for row in kinds[kind]]
-    st.plotly_chart(
-        conservation_curve(rows, share=True), theme=None, key="conservation", config=frame.CHART,
-        alt="Sum of scores of each layer as a share of what it should be, a line for each method",
+    frame.chart(
+        conservation_curve(rows, share=True), key="conservation",
+         alt="Sum of scores of each layer as a share of what it should be, a line for each method",
     )  # fmt: skip
     frame.note(
         f"Scores of {kind}, all positions together. 100%: they add up to the effect (estimates) or to the metric "
@@ -50,9 +50,9 @@ def agreement(methods: Mapping[str, Scored], kind: str) -> None:
         return
     with sound():
         table = correlation_table(held, kind)
-    st.plotly_chart(
-        agreement_matrix(list(held), table), theme=None, key="agreement", config=frame.CHART,
-        alt="Correlation of every two methods",
+    frame.chart(
+        agreement_matrix(list(held), table), key="agreement",
+         alt="Correlation of every two methods",
     )  # fmt: skip
     truth = f" {PATCHING} is the truth: its row says how well each method stands in for it." if PATCHING in held else ""
     frame.note(f"Pearson correlation over the cells of {kind} that both score.{truth}")
@@ -98,9 +98,9 @@ def against_measured(methods: Mapping[str, Scored], kind: str) -> None:
         for name, values in groups.items():
             values.append(points[name][cell][1] if name in holders else math.nan)
     lines = [f"{kind}.{cell[0]} {' '.join(map(str, cell[1:]))}" for _, cell in keys]
-    st.plotly_chart(
-        estimate_scatter(measured, groups, lines), theme=None, key="estimates", config=frame.CHART,
-        alt="Estimated effects against measured ones",
+    frame.chart(
+        estimate_scatter(measured, groups, lines), key="estimates",
+         alt="Estimated effects against measured ones",
     )  # fmt: skip
     source = "the patching run" if truth is not None and kind in truth.found.kinds else "each method's own check"
     frame.note(f"Cells of {kind}; measured by {source}. On the dotted line an estimate is right.{_checks(estimates)}")

@@ -41,9 +41,7 @@ def attention(one: Scored, layer: int, head: int | None, prompt: int) -> None:
             aside = f"{title} prompt: from each token (row) to those before"
             st.html(f'<p class="ms-curve">head {head}<span>{aside}</span></p>')
             figure = heat_map(pattern, labels, labels, limit=1.0, titles=("", "to", "weight"), hover=_lines(labels))
-            st.plotly_chart(
-                figure, theme=None, key=f"attention-{side}", config=frame.CHART, alt=f"Attention on the {title} prompt"
-            )
+            frame.chart(figure, key=f"attention-{side}", alt=f"Attention on the {title} prompt")
 
 
 def _ask(ref: str, layer: int, prompt: int) -> None:

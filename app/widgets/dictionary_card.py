@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from app.widgets import frame, state
+from app.widgets import frame, state, theme
 from app.widgets.text import count, number, place_of, safe, share
 from interp.figures import training_curves
 from interp.runs import Run, RunError
@@ -35,7 +35,7 @@ def card(run: Run, runs: Sequence[Run]) -> None:
         if rows := run.metrics():
             with st.popover("Training", icon=":material/show_chart:"):
                 chart = training_curves(rows)
-                st.plotly_chart(chart, theme=None, key=f"curves-{run.id}", config=frame.CHART, width=640)
+                frame.chart(chart, key=f"curves-{run.id}", width=640)
     wanted = [name for name, there in (("evaluate", evaluation), ("features", features)) if there is None]
     if wanted:
         lines = "\n".join(f"mechscope {name} --sae {run.ref}" for name in wanted)
@@ -96,7 +96,7 @@ def _sparkline(run: Run) -> str:
         'vector-effect="non-scaling-stroke"/>'
         f'<line x1="0" y1="{height - 1}" x2="{width}" y2="{height - 1}" stroke="#c9d1d9" stroke-width="1"/></svg>'
     )
-    data = base64.b64encode(svg.encode()).decode()
+    data = base64.b64encode(theme.colours(svg).encode()).decode()
     first, final = number(points[0][1]), number(points[-1][1])
     return (
         f'<figure><img alt="FVU over training, from {first} to {final}" src="data:image/svg+xml;base64,{data}">'

@@ -3,28 +3,62 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import streamlit as st
 
-from app.widgets import feature_card, sheet, state
+from app.widgets import feature_card, sheet, state, theme
 from app.widgets.artefacts import FeatureSet, Unreadable, open_features
 from app.widgets.text import count, place_of, safe
 from app.workspace import WorkspaceError
+from interp.figures import in_dark
 from interp.figures.token_strip import STYLE as STRIP_STYLE
 from interp.runs import Run, RunError, find_runs, runs_root
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 log = logging.getLogger(__name__)
 
 CHART = {"displaylogo": False, "displayModeBar": False, "responsive": True}
 """Settings of every Plotly chart."""
+OF_FEATURES = ("dictionaries", "features", "feature", "prompt")
+"""Paths of the pages that are about a features run, and show which."""
 
 
 def style() -> None:
     """Put the style sheet on the page."""
-    st.html(f"<style>{sheet.STYLE}{STRIP_STYLE}{feature_card.STYLE}</style>")
+    st.html(f"<style>{theme.sheet(sheet.STYLE + STRIP_STYLE + feature_card.STYLE)}</style>")
+
+
+def chart(
+    figure: go.Figure,
+    key: str,
+    *,
+    alt: str = "",
+    on_select: Literal["ignore", "rerun"] | Callable[[], object] = "ignore",
+    selection_mode: Literal["points", "box", "lasso"] = "points",
+    width: int | Literal["stretch"] = "stretch",
+) -> Any:
+    """Draw a figure in the colours of the present theme; return what is selected in it.
+
+    Args:
+        figure: written in the colours of the light theme.
+        key: of the widget, unique on the page.
+        alt: what it shows, for those who do not see it.
+        on_select: what a click does: nothing, a new run of the page, or a callback and then a new run.
+        selection_mode: what can be selected.
+        width: pixels, or the width of the place.
+    """
+    shown = in_dark(figure) if theme.is_dark() else figure
+    draw: Any = st.plotly_chart  # its overloads know each way of selecting apart
+    return draw(
+        shown, theme=None, key=key, config=CHART, on_select=on_select, selection_mode=selection_mode, alt=alt or None,
+        width=width,
+    )  # fmt: skip
 
 
 def note(text: str) -> None:
@@ -56,22 +90,49 @@ def section(title: str = "", aside: str = "") -> Iterator[None]:
 
 def navigation() -> None:
     """Draw the links between the pages; they keep run, latent and filters, which Streamlit's own would drop."""
+    with st.container(horizontal=True, gap="xsmall", width="content", key="nav"):
+        for i, group in enumerate(_links()):
+            with st.container(horizontal=True, gap=None, width="content", key=f"navgroup-{i}"):
+                for page, label, address in group:
+                    icon = ":material/hub:" if page == state.HOME_PAGE else None
+                    st.page_link(page, label=label, icon=icon, query_params=address)
+
+
+def _links() -> list[list[tuple[str, str, dict[str, str]]]]:
+    """Return (page, label, address) of every link, in groups: a dictionary, layers, causes, comparisons."""
     name, latent = st.session_state.get("_run"), st.session_state.get("_f")
     run = {"run": name} if name else {}
-    with st.container(horizontal=True, gap="xsmall", width="content", key="nav"):
-        st.page_link(state.HOME_PAGE, label="mechscope", icon=":material/hub:", query_params=run)
-        st.page_link(state.DICTIONARIES_PAGE, label="Dictionaries", query_params=state.dictionaries_address(name))
-        st.page_link(state.FEATURES_PAGE, label="Features", query_params=state.list_address(name) if name else {})
-        there = state.feature_address(name, latent) if name and latent is not None else run
-        st.page_link(state.FEATURE_PAGE, label="Feature", query_params=there)
-        st.page_link(state.PROMPT_PAGE, label="Prompt", query_params=state.prompt_address(name))
-        st.page_link(state.COMPARE_PAGE, label="Compare", query_params=state.compare_address(name))
-        for page, label in ((state.RELEVANCE_PAGE, "Relevance"), (state.PATCHING_PAGE, "Patching")):
-            st.page_link(page, label=label, query_params=state.attribution_address(label.lower(), name))
+    layers = state.layers_address(name)
+    return [
+        [(state.HOME_PAGE, "mechscope", run)],
+        [
+            (state.DICTIONARIES_PAGE, "Dictionaries", state.dictionaries_address(name)),
+            (state.FEATURES_PAGE, "Features", state.list_address(name) if name else {}),
+            (
+                state.FEATURE_PAGE,
+                "Feature",
+                state.feature_address(name, latent) if name and latent is not None else run,
+            ),
+            (state.PROMPT_PAGE, "Prompt", state.prompt_address(name)),
+        ],
+        [(state.LAYERS_PAGE, "Layers", layers), (state.HEADS_PAGE, "Heads", layers)],
+        [
+            (state.PROBES_PAGE, "Probes", state.probes_address(name)),
+            (state.BOARD_PAGE, "Board", state.board_address(name)),
+        ],
+        [
+            (state.RELEVANCE_PAGE, "Relevance", state.attribution_address("relevance", name)),
+            (state.PATCHING_PAGE, "Patching", state.attribution_address("patching", name)),
+        ],
+        [(state.COMPARE_PAGE, "Compare", state.compare_address(name))],
+    ]
 
 
-def run_selector(root: Path) -> Run | None:
-    """Draw the selector of features runs, which is `run` in the address; return the one chosen, None without any."""
+def run_selector(root: Path, *, shown: bool = True) -> Run | None:
+    """Draw the selector of features runs, which is `run` in the address; return the one chosen, None without any.
+
+    On a page that is not about a features run (`shown` False) the choice is kept without being drawn.
+    """
     runs = find_runs(root, kind="features", finished=True)
     if not runs:
         return None
@@ -84,15 +145,16 @@ def run_selector(root: Path) -> Run | None:
         return found[0] if len(found) == 1 else None
 
     chosen, strange = state.settle("run", read, names[0], "a finished features run in this folder")
-    st.session_state["run-widget"] = chosen
-    st.selectbox(
-        "Features run", names, key="run-widget", on_change=state.take, args=("run", "run-widget"), width=320,
-        label_visibility="collapsed", help="Whose features the pages show. Newest first.",
-    )  # fmt: skip
+    run = runs[names.index(chosen)]
+    if shown:
+        st.session_state["run-widget"] = chosen
+        st.selectbox(
+            "Features run", names, key="run-widget", on_change=state.take, args=("run", "run-widget"), width=320,
+            label_visibility="collapsed", help="Whose features the pages show. Newest first.",
+        )  # fmt: skip
+        where(run)
     if strange:
         note(strange)
-    run = runs[names.index(chosen)]
-    where(run)
     return run
 
 

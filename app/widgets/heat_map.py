@@ -106,8 +106,8 @@ def heat_map(
     )  # fmt: skip
     size = f"{len(rows.ids)} rows ({rows.title}) and {len(columns.ids)} columns ({columns.title})"
     with st.container(gap=None):
-        st.plotly_chart(
-            figure, theme=None, key=key, config=frame.CHART, selection_mode="points",
+        frame.chart(
+            figure, key=key, selection_mode="points",
             on_select=lambda: take(key, rows, columns, also), alt=f"{value} for each of {size}",
         )  # fmt: skip
         if cell is not None:

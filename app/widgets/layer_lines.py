@@ -81,7 +81,7 @@ def draw(curves: Sequence[tuple[str, str, str, Any]], key: str) -> None:
     for place, (name, title, aside, figure) in zip(places, curves, strict=True):
         with place, st.container(gap=None):
             st.html(f'<p class="ms-curve">{safe(title)}<span>{safe(aside)}</span></p>')
-            st.plotly_chart(figure, theme=None, key=f"{key}-{name}", config=frame.CHART, alt=title)
+            frame.chart(figure, key=f"{key}-{name}", alt=title)
 
 
 def _rows(one: Comparison, panel: str) -> Any:
@@ -113,9 +113,7 @@ def cross_layers(comparison: Comparison) -> None:
         titles=("layer of a", "layer of b", "CKA"),
     )  # fmt: skip
     with st.container(width=520):
-        st.plotly_chart(
-            figure, theme=None, key="cka-cross", config=frame.CHART, alt="CKA of layers of a with layers of b"
-        )
+        frame.chart(figure, key="cka-cross", alt="CKA of layers of a with layers of b")
 
 
 def _kinds(tables: Sequence[Any]) -> list[str]:

@@ -39,9 +39,9 @@ def method_cell(methods: Sequence[Scored], kind: str, axis: str, cell: tuple[int
             return
         rows = next((one.prompts for one in methods if len(one.prompts) == max(sizes)), [])
         labels = [sentence(row, "clean") for row in rows] or [""] * max(sizes)
-        st.plotly_chart(
-            prompt_values(held, labels), theme=None, key="cell-prompts", config=frame.CHART,
-            alt=f"Score of the cell at each of {max(sizes)} prompts under each method",
+        frame.chart(
+            prompt_values(held, labels), key="cell-prompts",
+             alt=f"Score of the cell at each of {max(sizes)} prompts under each method",
         )  # fmt: skip
 
 

@@ -85,8 +85,8 @@ def which_prompts(prompts: Sequence[Mapping[str, Any]], held: Mapping[str, NDArr
     at = choose_prompt(len(prompts))
     clean = [sentence(row, "clean") for row in prompts]
     groups = {name: values.tolist() for name, values in held.items() if len(values) == len(first)}
-    st.plotly_chart(
-        prompt_values(groups, clean, "effect"), theme=None, key="effects", config=frame.CHART, on_select=_clicked,
+    frame.chart(
+        prompt_values(groups, clean, "effect"), key="effects", on_select=_clicked,
         selection_mode="points", alt=f"Effect at each of {len(prompts)} prompts",
     )  # fmt: skip
     order = np.argsort(-first, kind="stable").tolist()

@@ -10,8 +10,12 @@ STYLE = """
 [data-testid="stMainBlockContainer"]{padding:1.1rem 2rem 2.5rem;max-width:1720px}
 [data-testid="stHeader"]{display:none}
 .st-key-bar{padding-bottom:10px;border-bottom:1px solid #e6eaee}
-.st-key-nav a{padding:3px 9px;border-radius:5px}
-.st-key-nav>div:first-child a p{font-weight:600}
+.st-key-nav a{padding:3px 8px;border-radius:5px;min-height:0}
+.st-key-nav{flex-wrap:wrap;row-gap:2px}
+[class*="st-key-navgroup-"]{flex-wrap:wrap;padding-left:5px;border-left:1px solid #e6eaee}
+.st-key-navgroup-0{padding-left:0;border-left:0}
+.st-key-navgroup-0 a p{font-weight:600}
+.st-key-which:empty{display:none}
 [data-testid="stVerticalBlock"]{gap:.75rem}
 [data-testid="stElementToolbar"]{display:none}
 .ms-note,.ms-text{margin:0;color:#5b6875;font-size:13.5px;line-height:1.5}
@@ -159,6 +163,9 @@ font-variant-numeric:tabular-nums}
 .ms-strips .m small{display:block;font-size:11.5px;color:#5b6875;font-variant-numeric:tabular-nums}
 
 .ms-narrow{max-width:760px}
+.ms-layers .on{font-weight:600}
+[class*="st-key-wide-"]{overflow-x:auto;overflow-y:hidden}
+[class*="st-key-wide-"]>*{min-width:880px}
 .ms-where{font-size:13.5px;color:#5b6875;overflow-wrap:anywhere}
 .ms-where b{font-weight:600;color:#3d4a57}
 [class*="st-key-split-"]>[data-testid="stLayoutWrapper"]>[data-testid="stHorizontalBlock"]{flex-wrap:wrap}

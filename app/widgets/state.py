@@ -16,6 +16,8 @@ import streamlit as st
 HOME_PAGE, FEATURES_PAGE, FEATURE_PAGE = "views/home.py", "views/features.py", "views/feature.py"
 PROMPT_PAGE, COMPARE_PAGE, DICTIONARIES_PAGE = "views/prompt.py", "views/compare.py", "views/dictionaries.py"
 RELEVANCE_PAGE, PATCHING_PAGE = "views/relevance.py", "views/patching.py"
+LAYERS_PAGE, HEADS_PAGE = "views/layers.py", "views/heads.py"
+PROBES_PAGE, BOARD_PAGE = "views/probes.py", "views/board.py"
 TEXT_BYTES = 1000  # of a text in an address
 VIEW = {"ex": "Top", "scale": "shared", "spaces": False, "text": "", "vs": ""}
 """How the Feature page is set, with the defaults that an address leaves out; links between latents keep it."""
@@ -165,6 +167,42 @@ def attribution_address(page: str, run: str | None) -> dict[str, str]:
     """Return the query parameters of the Relevance or the Patching page, as it was left."""
     kept = {**st.session_state.get("_attribution", {}), **st.session_state.get(f"_{page}", {})}
     return {**({"run": run} if run else {}), **kept}
+
+
+def keep_layers(defaults: Mapping[str, Any]) -> None:
+    """Keep what the Layers and the Heads page are set to; profile and layer are common to both."""
+    found = {key: st.query_params.get(key) for key in ("prof", "with", "fam", "layer", "head")}
+    found |= {key: st.session_state.get(key) for key in defaults}
+    kept = {k: str(v) for k, v in found.items() if v is not None and v != defaults.get(k)}
+    st.session_state["_layers"] = st.session_state.get("_layers", {}) | kept
+
+
+def layers_address(run: str | None) -> dict[str, str]:
+    """Return the query parameters of the Layers and the Heads page, as they were left."""
+    return {**({"run": run} if run else {}), **st.session_state.get("_layers", {})}
+
+
+def keep_probes() -> None:
+    """Keep what the Probes page is set to, for the way back to it."""
+    found = {key: st.query_params.get(key) for key in ("study", "kind", "at", "layer", "show")}
+    st.session_state["_probes"] = {key: str(value) for key, value in found.items() if value is not None}
+
+
+def probes_address(run: str | None) -> dict[str, str]:
+    """Return the query parameters of the Probes page, as it was left."""
+    return {**({"run": run} if run else {}), **st.session_state.get("_probes", {})}
+
+
+def keep_board() -> None:
+    """Keep what the Board page is set to, for the way back to it."""
+    found = {key: st.query_params.get(key) for key in ("board", "label", "game", "t", "sq", "to", "how")}
+    found["live"] = "true" if st.session_state.get("live") else None
+    st.session_state["_board_page"] = {key: str(value) for key, value in found.items() if value is not None}
+
+
+def board_address(run: str | None) -> dict[str, str]:
+    """Return the query parameters of the Board page, as it was left."""
+    return {**({"run": run} if run else {}), **st.session_state.get("_board_page", {})}
 
 
 def keep_list(defaults: Mapping[str, Any]) -> None:

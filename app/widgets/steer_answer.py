@@ -102,7 +102,7 @@ def chart(positions: Sequence[dict[str, Any]]) -> None:
     fig.update_yaxes(title_text="KL, nats", rangemode="tozero", nticks=4)
     if not any(row["kl"] for row in positions):
         fig.update_yaxes(range=[0, 1])
-    st.plotly_chart(fig, theme=None, key="steer-kl", config=frame.CHART, alt="KL of the predictions by position")
+    frame.chart(fig, key="steer-kl", alt="KL of the predictions by position")
 
 
 def _list(tokens: Sequence[dict[str, Any]], side: str) -> str:

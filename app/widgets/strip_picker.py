@@ -12,6 +12,7 @@ from typing import Any
 import streamlit as st
 from streamlit.components.v2 import component
 
+from app.widgets import theme
 from app.widgets.text import visible
 from interp.figures.token_strip import STYLE, shade
 
@@ -23,6 +24,8 @@ _CSS = (
 .ms-strip .t:hover{outline:1px solid #123a5c}
 .ms-strip .t:focus-visible{outline:2px solid #2f6f9f;outline-offset:1px}
 .ms-strip .t[aria-pressed=true]{outline:2px solid #1c2733;outline-offset:1px}
+.ms-strip.dark .t[style]{filter:invert(.91) hue-rotate(180deg)}
+.ms-strip.dark .t[style=""]{filter:none}
 """
 )
 _JS = """
@@ -36,6 +39,7 @@ export default function (component) {
     strip.setAttribute("role", "group")
     parentElement.appendChild(strip)
   }
+  strip.classList.toggle("dark", data.dark)
   strip.setAttribute("aria-label", data.label)
   strip.replaceChildren(...data.tokens.map((token, i) => {
     const span = document.createElement("span")
@@ -82,4 +86,4 @@ def strip_picker(key: str, data: dict[str, Any], on_pick: Callable[[int], None])
         if isinstance(index, int) and 0 <= index < len(data["tokens"]):
             on_pick(index)
 
-    _mount(key=key, data=data, on_picked_change=heard)
+    _mount(key=key, data={**data, "dark": theme.is_dark()}, on_picked_change=heard)

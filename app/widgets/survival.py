@@ -76,9 +76,9 @@ def bars(found: Sequence[Comparison], names: dict[str, str]) -> None:
     ]
     if rows:
         muted = [bool(one.null_of) for one in found if one.number("survival", "active")]
-        st.plotly_chart(
-            survival_bars(rows, muted=muted), theme=None, key="bars", config=frame.CHART,
-            alt="Share of the active features that are kept, blurred and lost, and new ones",
+        frame.chart(
+            survival_bars(rows, muted=muted), key="bars",
+             alt="Share of the active features that are kept, blurred and lost, and new ones",
         )  # fmt: skip
 
 
@@ -143,9 +143,9 @@ def picture(
         table, name, shown=shown, hover=_lines(table, features), thresholds=(blurred, kept), height=430
     )
     with st.container(gap=None):
-        st.plotly_chart(
-            figure, theme=None, key="survivors", selection_mode="points", config=frame.CHART,
-            on_select=_clicked, alt=f"Correlation of each feature's activations in a and b against its {against} in a",
+        frame.chart(
+            figure, key="survivors", selection_mode="points",
+             on_select=_clicked, alt=f"Correlation of each feature's activations in a and b against its {against} in a",
         )  # fmt: skip
         at = int(np.flatnonzero(column(table, "latent") == latent)[0])
         x, r = column(table, name)[at], column(table, "r")[at]

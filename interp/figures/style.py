@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,24 @@ TEMPLATE = go.layout.Template(
     }
 )
 
+DARK = {
+    "#ffffff": "#161b21", "#fff": "#161b21", "#fdfdfe": "#14181d", "#fffaf5": "#241b14",
+    INK: "#e3e8ee", FAINT: "#9dabb9", "#3d4a57": "#c3ccd6", "#4a5866": "#aab6c2", "#8693a0": "#7f8c9a",
+    "#a3adb8": "#66727f", LINE: "#2b333c", "#eef1f4": "#262d35", "#c9d1d9": "#434e5a", "#f4f6f8": "#222930",
+    "#f5f7f9": "#20262d", "#d3d9df": "#38424c", "#d5dbe1": "#4b5763", "#dde3e9": "#323b45",
+    BLUE: "#4aa3e0", ORANGE: "#ef8540", GREEN: "#35bf98", PURPLE: "#dc9cbf", SKY: "#9bd5f5", GREY: "#8794a1",
+    "#8a6d00": "#cdab3a", "#7a3b00": "#c59a72", "#6a3d9a": "#b08fd6", "#9b2335": "#dd7583", "#01665e": "#4db5aa",
+    "#b07d00": "#d9aa38", "#e3eef6": "#1e3445", "#6baed6": "#2a6f9f", "#00395a": "#cfe8fb", "#8a3c00": "#ffd9b8",
+}  # fmt: skip
+"""Colour of the light theme -> what stands for it on a dark page, in figures and style sheets alike. The scales of heat
+maps turn round: what is near 0 is near the page, and the largest is the brightest."""
+
+_MARKUP = re.compile(r"color:(#[0-9a-fA-F]{6}|#[0-9a-fA-F]{3})\b")
+_TEXTS = frozenset(
+    {"text", "ticktext", "hovertext", "name", "customdata", "x", "y", "z", "hovertemplate", "title_text"}
+)
+"""Properties of a figure that hold words or numbers, not colours."""
+
 POINTS_AS_SVG = 3000
 """Points that a figure draws as SVG; more are drawn by WebGL, which is faster but needs a graphics context."""
 
@@ -54,3 +73,23 @@ def ticks(low: float, high: float) -> list[float]:
         if len(found) <= 7:
             break
     return found[:: max(1, round(len(found) / 6))]
+
+
+def in_dark(fig: go.Figure) -> go.Figure:
+    """Return a copy of `fig` for a dark page: every colour of `DARK` replaced, words left as they are."""
+    return go.Figure(_darker(fig.to_dict()), skip_invalid=True)
+
+
+def _darker(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _spans(item) if key in _TEXTS else _darker(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_darker(item) for item in value]
+    return DARK.get(value, DARK.get(value.lower(), value)) if isinstance(value, str) else value
+
+
+def _spans(value: Any) -> Any:
+    """Return text with the colours of its markup replaced."""
+    if not isinstance(value, str) or "color:#" not in value:
+        return value
+    return _MARKUP.sub(lambda found: f"color:{DARK.get(found[1], found[1])}", value)

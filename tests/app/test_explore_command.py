@@ -8,6 +8,7 @@ import sys
 import tomllib
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_flags_are_the_settings_of_the_checkout() -> None:
     sections = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
-    flat = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
-    assert flat == SETTINGS
+
+    def flat(keys: dict[str, Any], before: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in keys.items():
+            found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+        return found
+
+    assert flat(sections, "") == SETTINGS
+
+
+def test_both_themes_say_the_same_things() -> None:
+    names = [{key.split(".")[2] for key in SETTINGS if key.startswith(f"theme.{one}.")} for one in ("light", "dark")]
+    assert names[0] == names[1] != set()
+    assert "theme.base" not in SETTINGS  # it would keep the browser from choosing
 
 
 def test_nothing_but_this_machine_may_connect() -> None:

@@ -15,11 +15,19 @@ from app.widgets import probe_cause
 from app.widgets.probe_cause import check, verdict
 from app.widgets.probe_examples import pick
 from app.widgets.probe_studies import Study
-from interp.data import Labelled
 from interp.runs import open_run, start_run
-from probes import LogisticProbe, Source, save_probe
 from tests.explorer_runs import HOSTILE
-from tests.probe_runs import LABELS, LAYERS, TEXTS, prediction_rows, sweep_rows, truth, write_sweep, write_transfer
+from tests.probe_runs import (
+    LABELS,
+    LAYERS,
+    TEXTS,
+    prediction_rows,
+    sweep_rows,
+    truth,
+    write_live_sweep,
+    write_sweep,
+    write_transfer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -137,21 +145,7 @@ def test_an_unfinished_study_is_named(tmp_path: Path, open_page, text_of) -> Non
 
 def test_the_causal_box_moves_the_model(model_folder: Path, tmp_path: Path) -> None:
     """The numbers are those of the function that the box calls, and random directions stand beside the probe."""
-    from interp.models import load_model
-
-    handle = load_model(str(model_folder))
-    texts = [f"the {word} was {end}" for word in ("cat", "dog", "sun", "sea", "man", "boy") for end in ("red", "old")]
-    labelled = Labelled(tuple(texts), tuple(LABELS[i % 2] for i in range(TEXTS)), tuple(texts))
-    run = write_sweep(tmp_path, texts=texts, model=str(model_folder), weights=handle.digest())
-    rng = np.random.default_rng(0)
-    probe = LogisticProbe(source=Source.of(handle, "resid_post.1", "last"))
-    probe.fit(rng.normal(size=(40, handle.width("resid_post.1"))), np.array(LABELS)[rng.integers(0, 2, 40)])
-    with start_run("probes", run.config | {"again": True}, slug="live", root=tmp_path) as live:
-        for name in ("sweep", "predictions", "texts"):
-            live.save_table(f"{name}.parquet", run.table(f"{name}.parquet"))
-        save_probe(live, probe, name="probes/resid_post.1@last")
-        live.finish({"classes": list(LABELS)})
-    assert len(labelled) == TEXTS
+    live = write_live_sweep(tmp_path, model_folder)
     rows = check.__wrapped__(str(tmp_path), live.ref, 0, "resid_post", 1, "last", "open", ("", ""))
     assert {row["direction"] for row in rows} == {"probe", "mean_difference", "random"}
     assert all(row["kl"] == 0 for row in rows if row["strength"] == 0)
