@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from app import console, sources, targets
+from app.probed_texts import probed_texts
 
 if TYPE_CHECKING:
     from app.commands.compare import Args
+    from app.probed_texts import ProbedTexts
     from app.sources import Subject
     from interp.compression.panel import Panel, PanelResult
     from interp.data import Blocks, DataSpec
@@ -35,11 +37,15 @@ HEADLINES = {
     "dictionary": ("fvu_a", "fvu_b", "ce_recovered_a", "ce_recovered_b"),
     "heads": ("induction_heads_a", "induction_survived", "previous_heads_a", "previous_survived", "pattern_kl_mean"),
     "lens": ("depth_a", "depth_delta"),
+    "probes": ("probe_transfer_drop", "probe_drop", "probe_layer_shift"),
 }
 """Panel -> the numbers of its summary that are the run's own."""
-BY_LAYER = {"drift": ("relative_error", "cosine", "sqnr_db"), "cka": ("cka",), "lens": ("kl_ab", "top1_agreement")}
+BY_LAYER = {"drift": ("relative_error", "cosine", "sqnr_db"), "cka": ("cka",), "lens": ("kl_ab", "top1_agreement"),
+            "probes": ("auc_a", "auc_transfer", "auc_retrained")}  # fmt: skip
 """Panel -> columns of its table `layers` that are shown for the residual stream."""
 NULL_ROWS = ("kl_mean", "loss_delta", "top1_agreement", "relative_error_last", "cka_min", "kept_share", "median_r")
+PROBES = "probes"
+"""The panel of labelled texts, which is not in `interp`."""
 CONTEXT = 128
 """Length of a block, unless another is given or a model reads less."""
 OVERHEAD = 1.5
@@ -94,7 +100,8 @@ def ask(args: Args) -> Question:
     subject = None if args.sae is None else sources.subject(args.sae, args.runs)
     if subject is not None:
         targets.check_own_input(subject, "The panels survival and dictionary read both models through")
-    names = panel_names(args.panels, subject is not None)
+    texts = probed_texts(args.probe_data, args.probe_fields, args.probe_texts, args.seed)
+    names = panel_names(args.panels, subject is not None, texts is not None)
     a = sources.open_model(spec_a, args.device)
     b = a if spec_b == spec_a else sources.open_model(spec_b, args.device)
     check_same_vocabulary(a, b)
@@ -102,8 +109,8 @@ def ask(args: Args) -> Question:
         _mention_dictionaries(spec_a, args.runs)
     else:
         _check_subject(subject, a, b)
-    arguments = panel_arguments(names, args, subject)
-    maker = _maker(arguments, subject, a, b)
+    arguments = panel_arguments(names, args, subject, texts)
+    maker = _maker(arguments, subject, texts, a, b)
     data, blocks = _text(args, a, b)
     config = {
         "a": to_json(spec_a),
@@ -161,24 +168,30 @@ def _slug(a: ModelSpec, b: ModelSpec) -> str:
     return f"{sources.spec_slug(a)}-vs-{sources.spec_slug(b)}"
 
 
-def panel_names(asked: tuple[str, ...], with_dictionary: bool) -> list[str]:
+def panel_names(asked: tuple[str, ...], with_dictionary: bool, with_texts: bool = False) -> list[str]:
     """Return the panels to measure, in their own order.
 
     Raises:
-        ValueError: an unknown panel, or one that needs a dictionary where there is none.
+        ValueError: an unknown panel, or one that needs a dictionary or labelled texts where there are none.
     """
-    from interp.compression.panels import NEED_DICTIONARY, PANELS
+    from interp.compression.panels import NEED_DICTIONARY, ON_REQUEST, PANELS
     from interp.names import unknown
 
     for name in asked:
-        if name not in PANELS:
-            raise ValueError(unknown("panel", name, PANELS))
+        if name == PROBES and not with_texts:
+            raise ValueError("The panel probes needs labelled texts: give --probe-data SET, such as tense, or a file.")
+        if name not in (*PANELS, PROBES):
+            raise ValueError(unknown("panel", name, (*PANELS, PROBES)))
         if name in NEED_DICTIONARY and not with_dictionary:
             raise ValueError(f"The panel {name} needs a dictionary: give --sae RUN, a run of `mechscope train`.")
-    return [name for name in PANELS if (name in asked if asked else with_dictionary or name not in NEED_DICTIONARY)]
+    usual = [name for name in PANELS if name not in ON_REQUEST and (with_dictionary or name not in NEED_DICTIONARY)]
+    found = [name for name in PANELS if name in (asked or usual)]
+    return [*found, PROBES] if with_texts else found
 
 
-def panel_arguments(names: list[str], args: Args, subject: Subject | None) -> dict[str, dict[str, Any]]:
+def panel_arguments(
+    names: list[str], args: Args, subject: Subject | None, texts: ProbedTexts | None = None
+) -> dict[str, dict[str, Any]]:
     """Return {panel: its arguments} as the run's configuration holds them; the dictionary is named once, there."""
     from interp.compression.panels.survival import SurvivalConfig
     from interp.config import to_json
@@ -190,12 +203,17 @@ def panel_arguments(names: list[str], args: Args, subject: Subject | None) -> di
         "survival": to_json(survival),
         "dictionary": {"outlier_norm": outlier_norm},
         "heads": {"threshold": args.threshold, "seed": args.seed},
+        PROBES: {} if texts is None else texts.about | {"seed": args.seed},
     }
     return {name: own.get(name, {}) for name in names}
 
 
 def _maker(
-    arguments: dict[str, dict[str, Any]], subject: Subject | None, a: ModelHandle, b: ModelHandle
+    arguments: dict[str, dict[str, Any]],
+    subject: Subject | None,
+    texts: ProbedTexts | None,
+    a: ModelHandle,
+    b: ModelHandle,
 ) -> Callable[[], list[Panel]]:
     """Return what makes the panels, new ones each time, around one dictionary that is read once."""
     from interp.compression.coding import check_dictionary
@@ -203,7 +221,7 @@ def _maker(
     from interp.compression.panels.survival import SurvivalConfig
     from sae.model import load_sae
 
-    simple = {name: given for name, given in arguments.items() if name not in NEED_DICTIONARY}
+    simple = {name: given for name, given in arguments.items() if name not in (*NEED_DICTIONARY, PROBES)}
     sae = None
     if subject is not None:
         sae = load_sae(subject.run, a.device)
@@ -217,6 +235,8 @@ def _maker(
         for name, given in arguments.items():
             if name in simple:
                 made.append(PANELS[name](**given))
+            elif name == PROBES and texts is not None:
+                made.append(texts.panel(given["seed"]))
             elif subject is not None and sae is not None:
                 dictionary: Panel = (
                     Survival(subject.site, sae, survival)

@@ -8,17 +8,18 @@ what the model knows. An accuracy without them says little: of a model with rand
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from interp.sites import Site
 from probes.base import BaseProbe
 from probes.controls import majority, selectivity, shuffled_labels
-from probes.intervals import RESAMPLES, Interval, bootstrap, weighted_auroc, weighted_balanced, weighted_mean
+from probes.intervals import RESAMPLES, Interval, Weights, bootstrap, weighted_auroc, weighted_balanced, weighted_mean
 from probes.rows import array, check_finite, check_groups
 from probes.source import Source
 from probes.splits import Split, warn_of_leaks
@@ -143,6 +144,7 @@ def evaluate(
     features: Mapping[str, Any] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    controls: bool = True,
 ) -> ProbeReport:
     """Fit `probe` on the training part, and return what it does on the test part, beside the baselines.
 
@@ -157,9 +159,10 @@ def evaluate(
         features: rows of other features by name of the baseline: `random weights`, `bag of tokens`, ...
         resamples: draws of the bootstrap.
         seed: of the bootstrap, the shuffling and the control task.
+        controls: False only where the report stands beside one of the same rows and labels that has the baselines.
 
     Returns:
-        The report; majority and shuffled labels are always among its baselines.
+        The report; majority and shuffled labels are always among its baselines, unless `controls` are left out.
 
     Raises:
         ValueError: what `fit` refuses, a class that the test part lacks, or rows of other lengths.
@@ -184,8 +187,8 @@ def evaluate(
         probe.source,
         bootstrap(weighted_mean(right), **drawn),
         bootstrap(weighted_balanced(right, codes), **drawn),
-        bootstrap(_area(scores, codes), **drawn),
-        _baselines(probe, x, labels, split, groups, types, features or {}, seed),
+        bootstrap(area(scores, codes), **drawn),
+        _baselines(probe, x, labels, split, groups, types, features or {}, seed) if controls else {},
         (len(split.train), len(split.test)),
         len(np.unique(of[split.test])),
         tuple(str(one) for one in probe.classes_.tolist()),
@@ -193,7 +196,13 @@ def evaluate(
     )
 
 
-def _area(scores: np.ndarray, codes: np.ndarray) -> Any:
+def area(scores: NDArray, codes: NDArray) -> Callable[[Weights], float]:
+    """Return the area under the ROC curve as a statistic of how often each row is drawn.
+
+    Args:
+        scores: what `decision_function` gives: [row], or [row class], each class against the rest and then the mean.
+        codes: number of each row's class.
+    """
     if scores.ndim == 1:
         return weighted_auroc(scores, codes == 1)
     each = [weighted_auroc(scores[:, code], codes == code) for code in range(scores.shape[1])]

@@ -32,8 +32,9 @@ from probes.sparse import L1, KSparse
 if TYPE_CHECKING:
     from probes.report import ProbeReport
 
-KIND = "probe"
-WEIGHTS, ABOUT, REPORT, REPORT_TABLE = "probe.safetensors", "probe.json", "report.json", "report.parquet"
+KIND, STUDY_KIND = "probe", "probes"
+"""A run of one probe, and one of a study, which holds several by name."""
+NAME, REPORT, REPORT_TABLE = "probe", "report.json", "report.parquet"
 PROBES: dict[str, type[BaseEstimator]] = {
     "board": BoardProbe,
     "ccs": CCS,
@@ -78,25 +79,31 @@ def _learned(probe: BaseEstimator) -> dict[str, Any]:
     return {k: v for k, v in vars(probe).items() if k.endswith("_") and not k.startswith("_")}
 
 
-def save_probe(run: Run, probe: BaseEstimator, report: ProbeReport | None = None) -> None:
+def save_probe(run: Run, probe: BaseEstimator, report: ProbeReport | None = None, name: str = NAME) -> None:
     """Write a fitted probe, and what it found, into a run that is being made; the caller finishes it.
+
+    Args:
+        run: the run.
+        probe: the probe.
+        report: what it found; only for the one probe of a run of kind "probe".
+        name: of its two files; a study has several, such as `probes/resid_post.2@last`.
 
     Raises:
         ValueError: the probe is not fitted, or is no kind that can be saved.
     """
     about, tensors, rest = probe_config(probe), {}, {}
-    for name, value in _learned(probe).items():
+    for key, value in _learned(probe).items():
         if isinstance(value, torch.Tensor):
-            tensors[name] = value.numpy()
+            tensors[key] = value.numpy()
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            tensors[name] = value
+            tensors[key] = value
         else:
-            rest[name] = value.tolist() if isinstance(value, np.ndarray) else _plain(value)
+            rest[key] = value.tolist() if isinstance(value, np.ndarray) else _plain(value)
     if not tensors:
         raise ValueError(f"This {type(probe).__name__} is not fitted; call fit before it is saved.")
     torches = sorted(name for name, value in vars(probe).items() if isinstance(value, torch.Tensor))
-    run.save_tensors(WEIGHTS, tensors)
-    run.save_json(ABOUT, about | {"learned": rest, "torch": torches})
+    run.save_tensors(f"{name}.safetensors", tensors)
+    run.save_json(f"{name}.json", about | {"learned": rest, "torch": torches})
     if report is not None:
         from probes.report import reports_table
 
@@ -104,32 +111,42 @@ def save_probe(run: Run, probe: BaseEstimator, report: ProbeReport | None = None
         run.save_table(REPORT_TABLE, reports_table([report]))
 
 
-def load_probe(run: Run) -> Any:
-    """Return the fitted probe that a run of kind "probe" holds.
+def load_probe(run: Run, name: str = NAME) -> Any:
+    """Return a fitted probe that a run of kind "probe" holds, or, by its name, one of a study of kind "probes".
 
     Raises:
         ValueError: the run is of another kind, or holds an unknown kind of probe.
         RunDamaged: its files do not fit together.
     """
-    if run.kind != KIND:
+    if run.kind not in (KIND, STUDY_KIND):
         raise ValueError(f"{run.ref} is a run of kind {run.kind!r}; a probe is in a run of kind {KIND!r}.")
-    about = run.json(ABOUT)
+    if run.kind == STUDY_KIND and name not in (held := probe_names(run)):
+        raise ValueError(unknown(f"probe of {run.ref}:", name, held))
+    about = run.json(f"{name}.json")
     if not isinstance(about, dict) or not {"probe", "arguments", "learned", "torch"} <= about.keys():
-        raise RunDamaged(f"{ABOUT} of {run.ref} does not describe a probe. Make the run again.")
+        raise RunDamaged(f"{name}.json of {run.ref} does not describe a probe. Make the run again.")
     if about["probe"] not in PROBES:
         raise ValueError(unknown("kind of probe", str(about["probe"]), PROBES))
     made = PROBES[about["probe"]]
     try:
-        probe = made(**{name: _argument(name, value) for name, value in about["arguments"].items()})
+        probe = made(**{key: _argument(key, value) for key, value in about["arguments"].items()})
     except TypeError as error:
-        raise RunDamaged(f"{ABOUT} of {run.ref} has arguments that {made.__name__} does not take: {error}.") from error
-    for name, value in about["learned"].items():
-        if name.endswith("_") and not name.startswith("_"):
-            setattr(probe, name, np.array(value) if isinstance(value, list) else value)
-    for name, value in run.tensors(WEIGHTS).items():
-        setattr(probe, name, torch.from_numpy(value) if name in about["torch"] else value)
-    _check(run, probe)
+        raise RunDamaged(
+            f"{name}.json of {run.ref} has arguments that {made.__name__} does not take: {error}."
+        ) from error
+    for key, value in about["learned"].items():
+        if key.endswith("_") and not key.startswith("_"):
+            setattr(probe, key, np.array(value) if isinstance(value, list) else value)
+    for key, value in run.tensors(f"{name}.safetensors").items():
+        setattr(probe, key, torch.from_numpy(value) if key in about["torch"] else value)
+    _check(run, probe, name)
     return probe
+
+
+def probe_names(run: Run) -> list[str]:
+    """Return the names of the probes in a run, as `load_probe` takes them."""
+    files = run.files
+    return [stem for file in files if (stem := file.removesuffix(".safetensors")) != file and f"{stem}.json" in files]
 
 
 def _argument(name: str, value: Any) -> Any:
@@ -140,16 +157,16 @@ def _argument(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check(run: Run, probe: Any) -> None:
+def _check(run: Run, probe: Any, name: str) -> None:
     """Refuse numbers of shapes that do not fit each other."""
     width = getattr(probe, "n_features_in_", None)
-    shapes = {name: np.shape(value) for name, value in _learned(probe).items() if name in ("coef_", "mean_", "left_")}
+    shapes = {key: np.shape(value) for key, value in _learned(probe).items() if key in ("coef_", "mean_", "left_")}
     wide = {"coef_": -1, "mean_": -1, "left_": 0}
     odd = [
-        name
-        for name, shape in shapes.items()
-        if width is not None and not (isinstance(probe, MLPProbe) and name == "coef_") and shape[wide[name]] != width
+        key
+        for key, shape in shapes.items()
+        if width is not None and not (isinstance(probe, MLPProbe) and key == "coef_") and shape[wide[key]] != width
     ]
     if odd or not shapes:
         what = f"{odd[0]} has shape {list(shapes[odd[0]])} for d_in={width}" if odd else "nothing learned is there"
-        raise RunDamaged(f"{WEIGHTS} of {run.ref} does not fit {ABOUT}: {what}. Make the run again.")
+        raise RunDamaged(f"{name}.safetensors of {run.ref} does not fit {name}.json: {what}. Make the run again.")

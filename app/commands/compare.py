@@ -44,7 +44,14 @@ class Args(Common):
     sae: str | None = None
     """Run of `mechscope train`: its dictionary reads both models, for the panels survival and dictionary."""
     panels: tuple[str, ...] = ()
-    """What to measure: behaviour, drift, cka, survival, dictionary, heads, lens; none named takes all that can be."""
+    """What to measure: behaviour, drift, cka, survival, dictionary, heads, lens, layers, probes; none named takes all
+    that can be but layers, which takes longest."""
+    probe_data: str | None = None
+    """Labelled texts for the panel probes, named as for `mechscope probe`: probes of A on B, and fitted on B."""
+    probe_fields: tuple[str, ...] = ()
+    """Fields of --probe-data that hold text, label and, if there is one, group; none named takes text and label."""
+    probe_texts: int = 1000
+    """Texts of --probe-data at most, drawn by the seed."""
     text: str = "demo"
     """The text that both read: a file, a folder, `demo`, or a hub data set; all of it up to --tokens."""
     tokens: int = 100_000

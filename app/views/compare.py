@@ -8,14 +8,16 @@ from pathlib import Path
 import streamlit as st
 
 from app.widgets import frame, headline, state, survival
+from app.widgets.carried_probes import carried_probes
 from app.widgets.comparisons import Comparison, comparisons, labels, nulls_of, same_start
 from app.widgets.head_maps import head_maps
 from app.widgets.layer_lines import cross_layers, depth, layers
+from app.widgets.layer_panel import layer_panel
 from app.widgets.predictions import predictions
 from app.widgets.text import count, number, safe, share
 from interp.runs import Run, RunError, damaged_runs, open_run, runs_root
 
-PARTS = ["Layers", "Features", "Heads", "Depth", "Predictions"]
+PARTS = ["Layers", "Features", "Heads", "Depth", "Probes", "Predictions"]
 BESIDE = 7  # comparisons beside the chosen one
 DEFAULTS = {"part": PARTS[0], "sites": "resid_post", "log": False, "score": "induction"} | survival.DEFAULTS
 
@@ -58,6 +60,8 @@ def draw(
         layers(shown, names)
         with frame.section():
             cross_layers(comparison)
+        with frame.section():
+            layer_panel(comparison)
     elif part == "Features":
         frame.note(f"What became of the features{_of_dictionary(comparison)}.")
         survival.survival(comparison, [*beside, *nulls], names)
@@ -68,6 +72,8 @@ def draw(
         head_maps(comparison)
     elif part == "Depth":
         depth(comparison, beside)
+    elif part == "Probes":
+        carried_probes(comparison, beside)
     else:
         predictions(comparison, shown, names)
 

@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,19 @@ def read_labelled(
         ValueError: another format, a field that is not there, a text or a label that is empty, fewer than two labels.
     """
     path = Path(path).expanduser()
+    return labelled_rows(_rows(path, names), str(path), text, label, group)
+
+
+def labelled_rows(
+    given: Iterable[tuple[str, Mapping[str, Any]]], source: str, text: str, label: str, group: str | None = None
+) -> Labelled:
+    """Return labelled texts from (place, fields) of each row; `source` is what messages call the whole.
+
+    Raises:
+        ValueError: as of `read_labelled`.
+    """
     rows: list[tuple[str, str, str]] = []
-    for where, row in _rows(path, names):
+    for where, row in given:
         fields = [text, label] + ([group] if group else [])
         for name in fields:
             if name not in row:
@@ -122,7 +133,7 @@ def read_labelled(
                 raise ValueError(f"{where} has an empty {name}; leave the row out, or name another field.")
         rows.append((found[0], found[1], found[2] if group else found[0]))
     if not rows:
-        raise ValueError(f"{path} holds no texts.")
+        raise ValueError(f"{source} holds no texts.")
     return Labelled(*zip(*rows, strict=True))
 
 

@@ -64,6 +64,18 @@ def test_ridge_solves_the_normal_equations() -> None:
     assert found.link_ == "identity"
 
 
+def test_ridge_of_wide_layers_on_two_threads_is_that_of_each_layer_alone() -> None:
+    x, y = boards(400, d=160)
+    alone = [BoardProbe("ridge").fit(x[:, layer : layer + 1], y).coef_[0] for layer in range(3)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        together = BoardProbe("ridge").fit(x, y).coef_
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-5)
+
+
 def test_pieces_of_a_mapped_file_are_the_whole(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = boards(500)
     wanted = BoardProbe("ridge").fit(torch.from_numpy(x), y)
