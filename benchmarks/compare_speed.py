@@ -27,7 +27,7 @@ from app.command import restart_with_allocator
 from interp.compression import read_recipe
 from interp.compression.compare import compare
 from interp.compression.panel import Pair, Panel, PanelResult
-from interp.compression.panels import NEED_DICTIONARY, PANELS, DictionaryFit, Survival
+from interp.compression.panels import NEED_DICTIONARY, ON_REQUEST, PANELS, DictionaryFit, Survival
 from interp.data import DataSpec, token_blocks
 from interp.hooks import capture
 from interp.models import ModelHandle, ModelSpec, load_model
@@ -97,7 +97,8 @@ def main() -> None:
         a.logits(blocks.tokens[:64])
     initialise(sae, acts[site][:, 1:].flatten(0, 1).clone())
     given = {"survival": Survival(site, sae), "dictionary": DictionaryFit(site, sae)}
-    panels = [Timed(given[name] if name in NEED_DICTIONARY else PANELS[name]()) for name in PANELS]
+    names = [name for name in PANELS if name not in ON_REQUEST]
+    panels = [Timed(given[name] if name in NEED_DICTIONARY else PANELS[name]()) for name in names]
     batches = blocks.tokens.split(16)
     plain = measured(lambda: [model.logits(batch).shape for batch in batches for model in (a, b)])  # keeps no logits
     whole = measured(lambda: compare(a, b, panels, blocks=blocks))

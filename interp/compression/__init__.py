@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy(
         "Panel": "interp.compression.panel",
         "PanelResult": "interp.compression.panel",
         "STEPS": "interp.compression.steps",
-        "describe_recipe": "interp.compression.recipes",
+        "describe_recipe": "interp.models.spec",
         "load_results": "interp.compression.compare",
         "matched_null": "interp.compression.nulls",
         "mean_kl": "interp.compression.nulls",

@@ -178,10 +178,3 @@ def read_spec(data: Any, where: str = "the model") -> ModelSpec:
     steps = data.get("recipe") or []
     recipe = parse_recipe(steps, f"the recipe of {where}") if steps else ()
     return ModelSpec(bare.name, bare.revision, bare.dtype, recipe)
-
-
-def describe_recipe(recipe: Recipe) -> str:
-    """Return `recipe` in a few characters, such as `magnitude-30%+rtn-4bit-g64`; an empty one is `as-stored`."""
-    named = [getattr(step, "describe", None) for step in recipe]
-    parts = [name() if name else type(step).__name__.lower() for name, step in zip(named, recipe, strict=True)]
-    return "+".join(parts) or "as-stored"

@@ -151,7 +151,7 @@ def _grid(multiples: Sequence[Multiple], columns: int, headings: bool, above: in
             y += (HEAD + CELL + FOOT if i else 0) + (GROUP if new and headings else 0)
             column, group = 0, one.group
         left = column * (width + gap)
-        places.append(_Place(left + 0.2 * width, left + 0.86 * width, y + HEAD, y - GROUP))
+        places.append(_Place(left + 0.2 * width, left + 0.82 * width, y + HEAD, y - GROUP))
         column += 1
     return places, y + HEAD + CELL + FOOT + 14
 

@@ -36,3 +36,17 @@ class ModelSpec:
                 raise ValueError(
                     f"A step of a recipe has apply(module) or attach(handle), got {type(step).__name__} with neither."
                 )
+
+    @property
+    def label(self) -> str:
+        """The last part of the name, the revision and the recipe, in a few words."""
+        short = self.name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{short}{revision}" + (f" {describe_recipe(self.recipe)}" if self.recipe else "")
+
+
+def describe_recipe(recipe: Recipe) -> str:
+    """Return `recipe` in a few characters, such as `magnitude-30%+rtn-4bit-g64`; an empty one is `as-stored`."""
+    named = [getattr(step, "describe", None) for step in recipe]
+    parts = [name() if name else type(step).__name__.lower() for name, step in zip(named, recipe, strict=True)]
+    return "+".join(parts) or "as-stored"

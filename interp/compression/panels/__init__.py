@@ -7,6 +7,7 @@ from interp.compression.panels.cka import Cka
 from interp.compression.panels.dictionary import DictionaryFit
 from interp.compression.panels.drift import Drift
 from interp.compression.panels.heads import Heads
+from interp.compression.panels.layers import Layers
 from interp.compression.panels.lens import Lens
 from interp.compression.panels.survival import Survival
 
@@ -18,10 +19,26 @@ PANELS = {
     "dictionary": DictionaryFit,
     "heads": Heads,
     "lens": Lens,
+    "layers": Layers,
 }
 """Name -> class. `survival` and `dictionary` need a dictionary, so they are passed as objects."""
 
 NEED_DICTIONARY = ("survival", "dictionary")
 """Panels that are about a dictionary."""
 
-__all__ = ["NEED_DICTIONARY", "PANELS", "Behaviour", "Cka", "DictionaryFit", "Drift", "Heads", "Lens", "Survival"]
+ON_REQUEST = ("layers",)
+"""Panels that take longer than the others together, and run only where they are named."""
+
+__all__ = [
+    "NEED_DICTIONARY",
+    "ON_REQUEST",
+    "PANELS",
+    "Behaviour",
+    "Cka",
+    "DictionaryFit",
+    "Drift",
+    "Heads",
+    "Layers",
+    "Lens",
+    "Survival",
+]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from interp.layers.coding import EPS_SQUARED, CodingRates, Sparsity
 from interp.layers.family import Batch, FamilyResult, Measure, layer_table
+from interp.layers.sampling import check_text
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -41,7 +42,12 @@ class CodingFamily:
         return tuple(Site(layer, kind) for layer in range(handle.n_layers) for kind in ("resid_post", "v", "mlp_act"))
 
     def begin(self, handle: ModelHandle, blocks: Blocks) -> None:
-        """Begin."""
+        """Begin.
+
+        Raises:
+            ValueError: the text has no position that counts.
+        """
+        check_text(blocks)
         self._heads, self._layers = handle.n_kv_heads, range(handle.n_layers)
         whole = int(blocks.keep.all(1).sum())
         self._coded = whole > 0 and blocks.context > 1

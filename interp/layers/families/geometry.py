@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from interp.layers.family import Batch, FamilyResult, Measure, layer_table
 from interp.layers.geometry import Geometry
+from interp.layers.sampling import check_text
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -31,8 +32,13 @@ class GeometryFamily:
         """Return the stream before the first block and after each."""
         return (Site(0, "resid_pre"), *(Site(layer, "resid_post") for layer in range(handle.n_layers)))
 
-    def begin(self, handle: ModelHandle, blocks: Blocks) -> None:  # noqa: ARG002
-        """Begin."""
+    def begin(self, handle: ModelHandle, blocks: Blocks) -> None:
+        """Begin.
+
+        Raises:
+            ValueError: the text has no position that counts.
+        """
+        check_text(blocks)
         self._found = {site: Geometry() for site in self.sites(handle)}
 
     def update(self, batch: Batch) -> None:

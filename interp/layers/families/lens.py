@@ -16,7 +16,7 @@ import torch
 from interp.layers.family import Batch, FamilyResult, Measure, layer_table
 from interp.layers.lens import TrainedLens
 from interp.layers.lens_runs import check_lens
-from interp.layers.sampling import Spread, kept_positions
+from interp.layers.sampling import Spread, check_text, kept_positions
 from interp.layers.trajectory import MEASURES, Trajectory
 from interp.sites import Site
 
@@ -63,8 +63,9 @@ class LensFamily:
         """Begin.
 
         Raises:
-            ValueError: a lens belongs to another model.
+            ValueError: a lens belongs to another model, or the text has no position that counts.
         """
+        check_text(blocks)
         for lens in self.lenses:
             check_lens(lens, handle, f"The lens {lens.name!r}")
         self._handle = handle

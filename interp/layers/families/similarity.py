@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.layers.alignment import Alignment
 from interp.layers.family import Batch, FamilyResult, Measure, layer_table
 from interp.layers.moments import Moments
-from interp.layers.sampling import Spread
+from interp.layers.sampling import Spread, check_text
 from interp.layers.similarity import Hsic, cka_of, mutual_knn, procrustes_of
 from interp.sites import Site
 
@@ -62,7 +62,12 @@ class SimilarityFamily:
         return (Site(0, "resid_pre"), *(Site(layer, "resid_post") for layer in range(handle.n_layers)))
 
     def begin(self, handle: ModelHandle, blocks: Blocks) -> None:
-        """Begin; choose the blocks that are read."""
+        """Begin; choose the blocks that are read.
+
+        Raises:
+            ValueError: the text has no position that counts.
+        """
+        check_text(blocks)
         self._sites = self.sites(handle)
         self._alignment = Alignment(list(zip(self._sites, self._sites[1:], strict=False)), k=self.k, sample=self.sample)
         wanted = min(len(blocks), max(2, self.tokens // blocks.context))

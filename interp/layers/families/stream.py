@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from interp.layers.family import Batch, FamilyResult, Measure, layer_table
+from interp.layers.sampling import check_text
 from interp.layers.stream import Contributions, is_parallel
 from interp.sites import Site
 
@@ -34,8 +35,13 @@ class StreamFamily:
         """Return the stream before and after each block, and what attention and MLP add."""
         return tuple(Contributions(handle.n_layers, parallel=is_parallel(handle)).sites)
 
-    def begin(self, handle: ModelHandle, blocks: Blocks) -> None:  # noqa: ARG002
-        """Begin."""
+    def begin(self, handle: ModelHandle, blocks: Blocks) -> None:
+        """Begin.
+
+        Raises:
+            ValueError: the text has no position that counts.
+        """
+        check_text(blocks)
         self._found = Contributions(handle.n_layers, parallel=is_parallel(handle))
 
     def update(self, batch: Batch) -> None:

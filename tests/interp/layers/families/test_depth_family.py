@@ -39,6 +39,7 @@ def value(found: FamilyResult, measure: str, part: str, layer: int) -> tuple[flo
     return rows[0]["value"], rows[0]["low"], rows[0]["high"]
 
 
+@pytest.mark.parametrize("model", ["gpt2", "neox", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
 def test_curves_are_what_the_functions_find(model: ModelHandle) -> None:
     blocks = some_blocks()
     found = measured(model, blocks)

@@ -27,6 +27,7 @@ def measured(family: GradientsFamily, handle: ModelHandle, tokens: Tensor, real:
     return family.finish()
 
 
+@pytest.mark.parametrize("model", ["gpt2", "llama", pytest.param("neox", marks=pytest.mark.slow)], indirect=True)
 def test_curves_are_those_of_the_first_texts(model: ModelHandle) -> None:
     tokens = torch.randint(1, 300, (5, 12), generator=torch.Generator().manual_seed(0))
     real = torch.ones_like(tokens, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from interp.layers.gates import gate_gradients
 from interp.layers.influence import weight_outliers
 from interp.layers.layer_relevance import layer_relevance
 from interp.layers.profile import profile
+from interp.layers.sampling import bootstrap
 from interp.layers.skip_loss import SkipLoss, greedy_order
 from interp.models import ModelHandle
 from interp.sites import Site
@@ -27,6 +29,7 @@ def measured(model: ModelHandle, blocks: Blocks, **changes: float) -> FamilyResu
     return profile(model, [ImportanceFamily(resamples=20, **changes)], blocks=blocks).results["importance"]  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("model", ["gpt2", "neox", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
 def test_curves_are_what_the_functions_find(model: ModelHandle) -> None:
     blocks = some_blocks()
     tokens = blocks.tokens.long()
@@ -102,6 +105,12 @@ def test_an_activation_without_a_rule_costs_the_relevance_only(make_model: Calla
     measures = set(found.layers.column("measure").to_pylist())
     assert "relevance" not in measures
     assert {"skip_loss", "taylor", "influence"} <= measures
+
+
+def test_a_loss_that_overflows_has_no_interval() -> None:
+    sums, ones = np.array([1.0, math.inf, 2.0]), np.ones(3)
+    assert all(math.isnan(end) for end in bootstrap(sums, ones, 20, 0))
+    assert all(math.isfinite(end) for end in bootstrap(sums[[0, 2]], ones[:2], 20, 0))
 
 
 def test_what_it_cannot_be_measured_on_is_refused(make_model: Callable[..., ModelHandle], gpt2: ModelHandle) -> None:

@@ -36,6 +36,7 @@ def measured(family: ReadoutFamily, handle: ModelHandle, real: Tensor = REAL) ->
     return family.finish()
 
 
+@pytest.mark.parametrize("model", ["gpt2", "neox", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
 def test_curves_are_those_of_the_plain_functions(model: ModelHandle) -> None:
     family = ReadoutFamily(texts=3, neurons=20, draws=200, effects=2)
     assert isinstance(family, Family)

@@ -145,6 +145,17 @@ def test_an_outlier_at_position_0_changes_nothing_but_what_is_said_of_position_0
     assert huge["stream"].summary["first_over_rest"] > 500  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("name", ["stream", "geometry", "similarity", "coding", "lens", "gradients", "attention"])
+@pytest.mark.parametrize("real", [0, 1])
+def test_a_text_of_first_tokens_and_padding_is_refused(gpt2: ModelHandle, name: str, real: int) -> None:
+    keep = torch.zeros(2, 9, dtype=torch.bool)
+    keep[:, :1] = True
+    tokens = torch.arange(18, dtype=torch.int32).view(2, 9)
+    short = Blocks(tokens, keep, 1, True, 0) if real else Blocks(tokens[:, :1], keep[:, :1], 1, True, 0)
+    with pytest.raises(ValueError, match=r"first token and padding|two tokens or more|2 tokens or more"):
+        profile(gpt2, [name], blocks=short)
+
+
 def test_the_table_of_families() -> None:
     assert set(OPTIONAL) <= set(FAMILIES)
     assert default_families() == [name for name in FAMILIES if name not in OPTIONAL]
