@@ -154,7 +154,10 @@ class BoardProbe(BaseEstimator):
             gram += rows.transpose(1, 2) @ rows
             inner += rows.transpose(1, 2) @ (wanted.flatten(1) - centre)
         gram += self.alpha * n * torch.eye(width, dtype=torch.float64)
-        return torch.linalg.solve(gram, inner).float(), centre.float().expand(layers, -1)
+        # Not linalg.solve: with two threads torch's LU of a batch of large matrices is silently wrong (pytorch issue
+        # 142815).
+        weight = torch.cholesky_solve(inner, torch.linalg.cholesky(gram))
+        return weight.float(), centre.float().expand(layers, -1)
 
     def decision_function(self, X: Any) -> Float[Tensor, "row layer task class"]:
         """Return the scores of all classes.

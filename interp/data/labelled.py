@@ -107,10 +107,14 @@ def read_labelled(
         names: of the columns of a csv or tsv file without such a line.
 
     Raises:
-        ValueError: another format, a field that is not there, a text or a label that is empty, fewer than two labels.
+        ValueError: another format or a damaged file, a field that is not there, a text or a label that is empty, fewer
+            than two labels.
     """
     path = Path(path).expanduser()
-    return labelled_rows(_rows(path, names), str(path), text, label, group)
+    try:
+        return labelled_rows(_rows(path, names), str(path), text, label, group)
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as {'.'.join(path.name.split('.')[1:])}: {error}.") from error
 
 
 def labelled_rows(

@@ -39,7 +39,9 @@ def coding_rate(rows: Float[Tensor, "*batch tokens d"], eps_squared: float = EPS
     unit = _unit(rows)
     gram = unit @ unit.mT if n < d else unit.mT @ unit
     eye = torch.eye(min(n, d), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.slogdet(eye + d / (n * eps_squared) * gram).logabsdet / 2
+    # Not slogdet: with two threads torch's LU of a batch of large matrices is silently wrong (pytorch issue 142815).
+    root = torch.linalg.cholesky(eye + d / (n * eps_squared) * gram)
+    return root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def head_rate(

@@ -167,6 +167,8 @@ class GradientSums:
         Raises:
             ValueError: no example is left.
         """
+        if not self._rows and not self.dropped:
+            raise ValueError("Gradients need a text of two tokens or more, got none.")
         if not self._rows:
             raise ValueError(f"No gradient is finite: all {self.dropped} examples were dropped. Load it in float32.")
         rows = torch.stack(self._rows)

@@ -3,8 +3,9 @@
     OV = W_O W_V        moves x to W_O W_V x            (Elhage et al. 2021)
     QK = W_Q^T W_K / sqrt(d_head)                       x_q^T QK x_k is a score before the softmax
 
-both with the gain of the block's norm folded in, so that x is a normalised stream. A singular triple of OV says: what
-lies along v is read, and s times u is written; each decoded to tokens (Millidge and Black 2022).
+both with the gain of the block's norm folded in, so that x is a normalised stream (`interp.layers.head_weights`). A
+singular triple of OV says: what lies along v is read, and s times u is written; each decoded to tokens (Millidge and
+Black 2022).
 
 Traps. The sign of a pair of vectors is arbitrary: here the written side's largest logit is positive. With rotary
 positions QK holds at distance 0 only, and biases of q and k are left out. Early heads read embeddings; later ones read
@@ -14,61 +15,13 @@ what others wrote, which token names describe less well.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from interp.layers.factored import Factored
-from interp.layers.norms import block_norm
+from interp.layers.head_weights import CIRCUITS, head_weights
 from interp.layers.vocabulary import Vocabulary
-from interp.layers.weights import layer_matrices
 from interp.models.handle import ModelHandle
-from interp.names import unknown
-
-CIRCUITS = ("ov", "qk")
-
-
-@dataclass(frozen=True, eq=False)
-class HeadWeights:
-    """The matrices of a block's heads in float64, reading ones with the norm's gain; k and v repeated in groups."""
-
-    q: Float[Tensor, "head d_head d_model"]
-    """Rows read the stream."""
-    k: Float[Tensor, "head d_head d_model"]
-    """Rows read the stream."""
-    v: Float[Tensor, "head d_head d_model"]
-    """Rows read the stream."""
-    o: Float[Tensor, "head d_head d_model"]
-    """Rows are written to the stream."""
-
-    def circuit(self, head: int, which: str) -> Factored:
-        """Return OV [written read] or QK [query key] of a head.
-
-        Raises:
-            ValueError: there is no such head or circuit.
-        """
-        if which not in CIRCUITS:
-            raise ValueError(unknown("circuit of a head", which, CIRCUITS))
-        if not 0 <= head < len(self.o):
-            raise ValueError(f"head must lie in 0..{len(self.o) - 1}, got {head}.")
-        if which == "ov":
-            return Factored(self.o[head], self.v[head])
-        return Factored(self.q[head], self.k[head] / math.sqrt(self.q.shape[1]))
-
-
-def head_weights(handle: ModelHandle, layer: int) -> HeadWeights:
-    """Return the matrices of the heads of a block."""
-    matrices, norm = layer_matrices(handle, layer), block_norm(handle, layer, "attn")
-    group = handle.n_heads // handle.n_kv_heads
-    reading = {
-        name: norm.pull_back(matrices[name].double()).unflatten(0, (-1, handle.d_head)) for name in ("q", "k", "v")
-    }
-    repeated = {name: reading[name].repeat_interleave(group, dim=0) for name in ("k", "v")}
-    o = matrices["o"].double().T.unflatten(0, (-1, handle.d_head))
-    return HeadWeights(reading["q"], repeated["k"], repeated["v"], o)
 
 
 def head_rows(handle: ModelHandle, layer: int) -> list[dict[str, float]]:

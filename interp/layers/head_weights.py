@@ -7,6 +7,7 @@ positions: rotary ones turn q and k by an angle that depends on how far apart tw
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.layers.factored import Factored
 from interp.layers.norms import block_norm
 from interp.layers.weights import layer_matrices
 from interp.models.handle import ModelHandle
+from interp.names import unknown
+
+CIRCUITS = ("ov", "qk")
+"""What a head moves, W_O W_V, and what it looks for, W_Q^T W_K / sqrt(d_head)."""
 
 ROTARY = {"gpt_neox": "gpt_neox.rotary_emb", "llama": "model.rotary_emb"}
 """Family -> module that holds the frequencies of its rotary positions."""
@@ -35,9 +41,28 @@ class HeadWeights:
     o: Float[Tensor, "head d_model d_head"]
     """What it writes."""
 
+    def circuit(self, head: int, which: str) -> Factored:
+        """Return OV [written read] or QK [query key] of a head.
 
-def head_weights(handle: ModelHandle, layer: int) -> HeadWeights:
+        Raises:
+            ValueError: there is no such head or circuit.
+        """
+        if which not in CIRCUITS:
+            raise ValueError(unknown("circuit of a head", which, CIRCUITS))
+        if not 0 <= head < len(self.o):
+            raise ValueError(f"head must lie in 0..{len(self.o) - 1}, got {head}.")
+        if which == "ov":
+            return Factored(self.o[head].T, self.v[head])
+        return Factored(self.q[head], self.k[head] / math.sqrt(self.q.shape[1]))
+
+
+def head_weights(handle: ModelHandle, layer: int, *, centred: bool = True) -> HeadWeights:
     """Return the matrices of the heads of a layer.
+
+    Args:
+        handle: the model.
+        layer: block, counted from 0.
+        centred: leave out what is written along the mean, where the block's norm does not read it.
 
     Raises:
         ValueError: weights are packed, or a norm is of an unknown kind.
@@ -47,7 +72,7 @@ def head_weights(handle: ModelHandle, layer: int) -> HeadWeights:
     group = handle.n_heads // handle.n_kv_heads
     read |= {name: read[name].repeat_interleave(group, 0) for name in ("k", "v")}
     written = matrices["o"].double().unflatten(1, (handle.n_heads, handle.d_head)).permute(1, 2, 0)
-    return HeadWeights(read["q"], read["k"], read["v"], norm.centre(written).mT)
+    return HeadWeights(read["q"], read["k"], read["v"], (norm.centre(written) if centred else written).mT)
 
 
 def is_rotary(handle: ModelHandle) -> bool:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.models.taps import BLOCKS
+from interp.names import unknown
 
 
 def layer_scales(layers: int, alpha: float, beta: float) -> Float[Tensor, " layer"]:
@@ -48,7 +49,8 @@ def merged_weights(base: Any, tuned: Sequence[Any], *, alpha: float, beta: float
         beta: what the last block's scale adds to it; None: 1 - alpha for one model, so that its last block stays.
 
     Raises:
-        ValueError: no tuned model, several without a beta, or one whose weights do not fit the base's.
+        ValueError: no tuned model, several without a beta, one whose weights do not fit the base's, or an unknown
+            architecture.
     """
     if not tuned:
         raise ValueError("Merging takes at least one tuned model, got none.")
@@ -57,6 +59,8 @@ def merged_weights(base: Any, tuned: Sequence[Any], *, alpha: float, beta: float
             raise ValueError("beta has a default for one tuned model only, 1 - alpha; with several, choose it by loss.")
         beta = 1 - alpha
     scales = layer_scales(base.config.num_hidden_layers, alpha, beta)
+    if base.config.model_type not in BLOCKS:
+        raise ValueError(unknown("architecture", base.config.model_type, BLOCKS))
     start, states = base.state_dict(), [one.state_dict() for one in tuned]
     for state in states:
         _check(start, state)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.layers.head_svd import head_weights
+from interp.layers.head_weights import head_weights
 from interp.layers.norms import IN_BLOCK, final_norm
 from interp.models.handle import ModelHandle
 from interp.models.taps import BLOCKS
@@ -75,7 +75,7 @@ def propagate(
 
 
 def _through_head(handle: ModelHandle, y: Tensor, step: HeadStep) -> Tensor:
-    circuit = head_weights(handle, step.layer).circuit(step.head, "ov")
+    circuit = head_weights(handle, step.layer, centred=False).circuit(step.head, "ov")  # y may read the mean
     return circuit.right.T @ (circuit.left @ y.double())
 
 

@@ -38,6 +38,18 @@ def kept_positions(blocks: Blocks) -> Bool[Tensor, "block pos"]:
     return kept
 
 
+def check_text(blocks: Blocks) -> None:
+    """Refuse a text of which no position counts.
+
+    Raises:
+        ValueError: each block is BOS, padding and a first token.
+    """
+    if not kept_positions(blocks).any():
+        raise ValueError(
+            f"Every block of this text is a first token and padding (context {blocks.context}); give more."
+        )
+
+
 def predicting_positions(blocks: Blocks) -> int:
     """Return how many positions predict a real token."""
     return int((blocks.keep[:, :-1] & blocks.keep[:, 1:]).sum())
@@ -46,10 +58,10 @@ def predicting_positions(blocks: Blocks) -> int:
 def bootstrap(sums: np.ndarray, tokens: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
     """Return the 2.5 and 97.5 percentiles of sum(sums) / sum(tokens) over blocks drawn with replacement.
 
-    (NaN, NaN) for a single block: it says nothing about how blocks differ.
+    (NaN, NaN) for a single block, which says nothing about how blocks differ, and where a sum is not finite.
     """
     n = len(sums)
-    if n < 2:
+    if n < 2 or not np.isfinite(sums).all():
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     found = []

@@ -123,7 +123,9 @@ class SkipLoss:
         if suffix is None:
             raise ValueError("A loss needs text, got none: call add() first.")
         layer = chosen[0]
-        x = batch.stream[layer] + scale * (batch.stream[layer + 1] - batch.stream[layer])
+        x = batch.stream[layer]
+        if scale:  # 0 times what overflowed is no number
+            x = x + scale * (batch.stream[layer + 1] - x)
         for layer in range(chosen[0] + 1, chosen[-1] + 1):
             if layer in chosen and scale == 0:
                 continue

@@ -87,7 +87,7 @@ class Trajectory:
         targets: Int[Tensor, " rows"],
         groups: Int[Tensor, " rows"],
     ) -> None:
-        """Add positions.
+        """Add positions; one where a stream is not finite is left out.
 
         Args:
             streams: the residual stream at each of `sites`.
@@ -97,7 +97,9 @@ class Trajectory:
         """
         for rows in torch.arange(len(logits), device=logits.device).split(row_chunk(logits.shape[1], logits.device)):
             final = Prediction(logits[rows])
-            usable = torch.isfinite(final.log_p).any(-1)
+            usable = torch.isfinite(final.log_p).any(-1)  # what overflowed would make every mean infinite
+            for site in self.sites:
+                usable = usable & torch.isfinite(streams[site][rows]).all(-1)
             if not usable.all():
                 rows = rows[usable]
                 final = Prediction(logits[rows])

@@ -21,6 +21,10 @@ CHUNK_FLOATS = 1 << 23
 """Largest block of logits worked on at once, in floats (32 MiB in float32)."""
 
 
+ROWS = 8192
+"""Tokens that are folded at once."""
+
+
 class Vocabulary:
     """The tokens' directions of a model, in float32."""
 
@@ -31,7 +35,8 @@ class Vocabulary:
             ValueError: the norm cannot be taken apart.
         """
         self.handle = handle
-        write = final_norm(handle).pull_back(handle.unembed().detach()).float()
+        norm = final_norm(handle)  # in parts: in float64 a large unembedding would take gigabytes more
+        write = torch.cat([norm.pull_back(rows).float() for rows in handle.unembed().detach().split(ROWS)])
         read = handle.module.get_input_embeddings().weight.detach().float()
         self.written: Float[Tensor, "d_vocab d"] = write - write.mean(0)
         self.embedded: Float[Tensor, "d_vocab d"] = read - read.mean(0)

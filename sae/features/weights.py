@@ -11,14 +11,14 @@ output matrix; `q`, `k`, `v` and `pattern` have no direct path to the logits, an
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from interp.layers.norms import final_norm
 from interp.models.handle import ModelHandle
 from interp.models.taps import BLOCKS, TAPS
 from interp.sites import Site
@@ -73,14 +73,13 @@ def direct_logits(handle: ModelHandle, site: Site, atoms: Float[Tensor, "d_sae d
     written = to_residual(handle, site, atoms)
     if written is None:
         return None
-    gain, centred = linear_part(handle.final_norm, handle.d_model)
+    norm = final_norm(handle)
     unembed = handle.unembed().float()
     n = min(n, len(unembed))
     found: list[list[Tensor]] = [[], [], [], []]
     for part in chunks(len(written), len(unembed)):
         rows = written[part].to(unembed.device)
-        rows = (rows - rows.mean(1, keepdim=True) if centred else rows) * gain
-        weights = rows @ unembed.t()
+        weights = (norm.centre(rows.double()) * norm.gain).float() @ unembed.t()
         weights -= weights.mean(1, keepdim=True)
         pieces = (*weights.topk(n, dim=1), *weights.topk(n, dim=1, largest=False))
         for column, piece in zip(found, pieces, strict=True):
@@ -100,18 +99,3 @@ def to_residual(
     matrix = handle.module.get_submodule(path)
     rows = atoms.to(matrix.weight.device, matrix.weight.dtype)
     return (matrix(rows) - matrix(torch.zeros_like(rows[:1]))).float()
-
-
-def linear_part(norm: nn.Module, d_model: int) -> tuple[Float[Tensor, " d_model"], bool]:
-    """Return (gain, whether the mean is subtracted) of a LayerNorm or RMSNorm, read off its answers.
-
-    Asking the module is right for every family, also where the stored weight is the gain minus 1.
-    """
-    norm = copy.deepcopy(norm).float()
-    device = next(norm.parameters()).device
-    ups, downs = (d_model + 1) // 2, d_model // 2
-    probe = torch.cat([torch.full((ups,), float(downs)), torch.full((downs,), -float(ups))]).to(device)
-    scale = probe.square().mean().sqrt()
-    gain = (norm(probe) - norm(-probe)) / 2 * scale / probe
-    centred = torch.allclose(norm(probe + scale), norm(probe), rtol=1e-3, atol=1e-3)
-    return gain, centred

@@ -92,3 +92,19 @@ def test_true_and_false_cities(data_dir: Path) -> None:
     assert cities[0]
     assert cities[1]
     assert not cities[0] & cities[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"text": "\xff", "label": 1}', "decode byte 0xff"),
+        ("a.csv", b"text,label\n\x80,1\n", "decode byte 0x80"),
+        ("a.jsonl.gz", b"text", "Not a gzipped file"),
+        ("a.tsv.gz", gzip.compress(b"text\tlabel\n" + bytes(2000))[:-12], "ended before"),
+        ("a.csv", b"text,label\n" + b"a" * 200_000 + b",1\n", "field larger than"),
+    ],
+)
+def test_damaged_files_are_named(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read as {name[2:]}: .*{said}"):
+        read_labelled(tmp_path / name)

@@ -39,6 +39,7 @@ def test_patterns_made_by_hand() -> None:
     assert found["previous"].tolist() == pytest.approx([(1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 4, 0, 1, 1 / 4])
 
 
+@pytest.mark.parametrize("model", ["gpt2", "llama", pytest.param("neox", marks=pytest.mark.slow)], indirect=True)
 def test_only_real_queries_count(model: ModelHandle) -> None:
     blocks, found = text(), PatternSums(model)
     found.add(blocks.tokens, blocks.keep)

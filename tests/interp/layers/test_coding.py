@@ -59,6 +59,16 @@ def test_rotation_order_and_norms_of_tokens_change_nothing() -> None:
     assert float(coding_rate(rows, 0.02)) < usual  # coarser
 
 
+def test_many_sequences_on_two_threads_have_the_rates_of_each_alone() -> None:
+    rows, threads = noise(6, 200, 180), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        together = coding_rate(rows)
+    finally:
+        torch.set_num_threads(threads)
+    assert together.tolist() == pytest.approx([slow_rate(one.numpy(), 0.01, gram=False) for one in rows], rel=1e-9)
+
+
 def test_heads_add_up() -> None:
     heads = noise(2, 15, 3, 8)
     found = head_rate(heads, 0.01)

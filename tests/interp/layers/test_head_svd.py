@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from interp.hooks import capture
-from interp.layers.head_svd import head_rows, head_weights, singular_tokens
+from interp.layers.head_svd import head_rows, singular_tokens
+from interp.layers.head_weights import head_weights
 from interp.layers.norms import block_norm
 from interp.layers.vocabulary import Vocabulary, token_rows
 from interp.layers.weights import layer_matrices
@@ -28,7 +29,7 @@ def dense(handle: ModelHandle, layer: int, head: int, which: str) -> Tensor:
         return m[name][i * width : (i + 1) * width] @ fold
 
     if which == "ov":
-        return m["o"][:, head * width : (head + 1) * width] @ rows("v", kv)
+        return mean @ m["o"][:, head * width : (head + 1) * width] @ rows("v", kv)
     return rows("q", head).T @ rows("k", kv) / math.sqrt(width)
 
 
@@ -60,7 +61,8 @@ def test_what_ov_says_is_what_a_head_attending_to_one_token_writes(model: ModelH
     for head in range(4):
         moved = (acts["head_out.1"] - zero["head_out.1"])[0, 0, head].double()
         written = m["o"][:, head * 8 : head * 8 + 8].double() @ moved
-        assert torch.allclose(head_weights(model, 1).circuit(head, "ov").dense @ x, written, atol=1e-4)
+        assert torch.allclose(head_weights(model, 1, centred=False).circuit(head, "ov").dense @ x, written, atol=1e-4)
+        assert torch.allclose(head_weights(model, 1).circuit(head, "ov").dense @ x, norm.centre(written), atol=1e-4)
 
 
 def test_singular_directions_are_decoded_by_the_vocabulary(gpt2: ModelHandle) -> None:

@@ -78,6 +78,16 @@ def test_after_the_last_block_the_lens_is_the_model(model: ModelHandle) -> None:
     assert values["kl"][:-1].mean() > 0.1
 
 
+def test_a_position_whose_stream_overflowed_is_left_out(gpt2: ModelHandle) -> None:
+    whole, streams, logits, targets = observed(gpt2)
+    streams = {site: x.clone() for site, x in streams.items()}
+    streams[whole.sites[2]][5, 3] = math.inf
+    found = Trajectory(gpt2, k=4)
+    found.update(streams, logits, targets, torch.arange(3).repeat_interleave(8))
+    rest = [i for i in range(24) if i != 5]
+    assert torch.allclose(found.values(), whole.values()[:, :, rest], atol=1e-6)
+
+
 def test_depths_count_blocks(gpt2: ModelHandle) -> None:
     found, *_ = observed(gpt2)
     agree = torch.tensor([[0, 0, 0, 1.0], [0, 1, 0, 1], [1, 1, 1, 1], [0, 1, 1, 1]]).T  # [layer position]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +78,10 @@ def test_several_tasks_add_up_in_any_order(gpt2: ModelHandle) -> None:
 def test_models_that_do_not_fit_are_refused(gpt2: ModelHandle, make_module: Callable[..., nn.Module]) -> None:
     with pytest.raises(ValueError, match="at least one tuned model"):
         merged_weights(gpt2.module, [], alpha=0.5)
+    odd = nn.Linear(2, 2)
+    odd.config = SimpleNamespace(model_type="bloom", num_hidden_layers=1)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="architecture 'bloom'"):
+        merged_weights(odd, [odd], alpha=0.5)
     with pytest.raises(ValueError, match="beta has a default for one tuned model only"):
         merged_weights(gpt2.module, [gpt2.module, gpt2.module], alpha=0.5)
     with pytest.raises(ValueError, match="only one of the two has"):

@@ -65,6 +65,7 @@ def test_scores_by_a_loop_over_the_path(model: ModelHandle, rule: str, shift: fl
         assert float(one.scores[0]) == 0  # position 0 stays
 
 
+@pytest.mark.parametrize("model", ["gpt2", "neox", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("first", [False, True])
 def test_scores_add_up_and_the_midpoint_rule_is_nearer(model: ModelHandle, first: bool) -> None:
     tokens = likely_tokens(model)

@@ -47,6 +47,7 @@ def test_it_ends_in_a_plain_model_without_norms(
     assert json.loads((tmp_path / "work" / "measured.json").read_text())["loss"] == found["loss"]
 
 
+@pytest.mark.slow
 def test_a_stopped_tuning_ends_with_the_same_bits(
     tmp_path: Path, text: DataSpec, fresh: Callable[[], ModelHandle], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import torch
 from interp.hooks import patch
 from interp.sites import Site
 from sae.features import weights
-from sae.features.weights import direct_logits, linear_part, nearest, to_residual
+from sae.features.weights import direct_logits, nearest, to_residual
 
 
 def slow_weights(handle: Any, atom: list[float]) -> list[float]:
@@ -79,21 +79,6 @@ def test_atoms_inside_a_block_go_through_its_output_matrix(kind: str, model: Any
 @pytest.mark.parametrize("kind", ["q", "k", "v"])
 def test_sites_without_a_direct_path_have_no_logits(kind: str, gpt2: Any) -> None:
     assert direct_logits(gpt2, Site(1, kind), torch.randn(2, 32), 5) is None
-
-
-@pytest.mark.parametrize("width", [2, 7, 32])
-def test_the_norms_gain_is_read_off_its_answers(width: int) -> None:
-    rms = torch.nn.RMSNorm(width, eps=1e-6)
-    torch.nn.init.normal_(rms.weight)
-    layer = torch.nn.LayerNorm(width)
-    torch.nn.init.normal_(layer.weight)
-    torch.nn.init.normal_(layer.bias)
-    gain, centred = linear_part(layer, width)
-    torch.testing.assert_close(gain, layer.weight.detach(), rtol=1e-4, atol=1e-5)
-    assert centred
-    gain, centred = linear_part(rms, width)
-    torch.testing.assert_close(gain, rms.weight.detach(), rtol=1e-4, atol=1e-5)
-    assert not centred
 
 
 def test_nearest_are_the_largest_cosines_without_oneself(monkeypatch: pytest.MonkeyPatch) -> None:

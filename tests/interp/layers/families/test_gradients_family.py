@@ -60,5 +60,5 @@ def test_odd_settings_and_texts_are_refused(gpt2: ModelHandle, make_model: Calla
     with pytest.raises(ValueError, match="length 2 or more"):
         GradientsFamily(length=1)
     tokens = torch.zeros(1, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="No gradient"):
+    with pytest.raises(ValueError, match="a text of two tokens or more"):
         measured(GradientsFamily(), gpt2, tokens, torch.zeros_like(tokens, dtype=torch.bool))
