@@ -42,6 +42,7 @@ def read_texts(name: str, fields: Fields) -> Labelled:
         ValueError: neither a set, nor a file, nor a data set that can be read; a field or label that does not fit.
     """
     from interp.data import read_labelled
+    from interp.data.labelled import FORMATS
     from interp.data.sets import SETS, labelled_set
     from interp.names import unknown
 
@@ -52,6 +53,8 @@ def read_texts(name: str, fields: Fields) -> Labelled:
         return labelled_set(name)
     if path.is_file():
         return read_labelled(path, fields.text, fields.label, fields.group, names=fields.names or None)
+    if name.lower().endswith(FORMATS):
+        raise ValueError(f"There is no file {name}; check the path.")
     if path.is_dir() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
         return _data_set(name, fields)
     raise ValueError(f"{unknown('labelled set', name, SETS)} Or name a .jsonl, .csv or .tsv file; there is none here.")

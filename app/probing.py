@@ -42,7 +42,7 @@ _FITS = (*_TEXTS, "sites", "probe", "C", "ks", "batch", "resamples")
 READS: dict[str, tuple[str, ...]] = {
     "sweep": _FITS,
     "depth": (*_FITS, "recipes", "noise"),
-    "transfer": (*_TEXTS, "to", "sites", "resamples"),
+    "transfer": (*_TEXTS, "to", "centring", "ccs", "sites", "resamples"),
     "quality": (*_TEXTS, "sites"),
     "selection": (*_TEXTS, "sae", "resamples"),
     "latents": (*_TEXTS, "sae", "resamples"),
@@ -101,31 +101,58 @@ def ask(args: Args) -> Question:
     positions = tuple(dict.fromkeys(parse_position(one) for one in args.positions or (usual,)))
     if len(positions) > 1 and args.study in PASSES:
         raise ValueError(f"--study {args.study} reads one position of a text, got {', '.join(positions)}.")
-    fields = Fields(args.text, args.label, args.group, args.names, args.split)
-    labelled = read_texts(args.data, fields).sample(args.texts, args.seed)
-    others = {sources.slug(one): read_texts(one, fields).sample(args.texts, args.seed) for one in args.to}
+    sets = read_sets(args)
+    fields, labelled = sets.pop(sources.slug(args.data))
     handle, subject = _model(args)
     sites = _sites(args, handle, subject)
-    kept, left_out = long_enough(handle, labelled, args.template, positions)
-    asked = [name for name in READS[args.study] if name not in (*FIELDS, "batch", "to", "sae")]
-    settings = {name: getattr(args, name) for name in asked} | {"sites": sites, "positions": positions}
-    settings["test"] = TEST[args.study] if args.test is None else args.test
-    if args.recipes:
-        settings["recipes"] = [to_json(sources.recipe(one)) for one in args.recipes]
+    kept, left_out = long_enough(handle, labelled, args.template, positions, args.context)
+    test = TEST[args.study] if args.test is None else args.test
     config = {
         "study": args.study,
         "model": to_json(handle.spec),
         "weights": handle.digest(),
         "data": about(args.data, fields, labelled),
-        "settings": to_json(settings),
+        "settings": _settings(args, {"sites": sites, "positions": positions, "test": test}),
     }
-    if others:
-        config["to"] = {name: about(name, fields, one) for name, one in others.items()}
+    if sets:
+        config["to"] = {name: about(name, *one) for name, one in sets.items()}
     if subject is not None:
         config["sae_run"] = subject.run.ref
     prompts = tuple(args.template.replace("{}", text) for text in kept.texts)
+    others = {name: one for name, (_, one) in sets.items()}
     slug = f"{sources.spec_slug(handle.spec)}.{sources.slug(args.data).split('.')[0]}.{args.study}"
-    return Question(handle, kept, prompts, sites, positions, settings["test"], config, slug, left_out, subject, others)
+    return Question(handle, kept, prompts, sites, positions, test, config, slug, left_out, subject, others)
+
+
+def _settings(args: Args, decided: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that the study reads, as JSON; `decided` are those that are worked out."""
+    from interp.config import to_json
+
+    asked = [name for name in READS[args.study] if name not in (*FIELDS, "batch", "to", "sae")]
+    settings = {name: getattr(args, name) for name in asked} | decided
+    if args.recipes:
+        settings["recipes"] = [to_json(sources.recipe(one)) for one in args.recipes]
+    return to_json(settings)
+
+
+def read_sets(args: Args) -> dict[str, tuple[Fields, Labelled]]:
+    """Return the texts of --data, and after it those of --to, by name, with the fields that they were read by.
+
+    Sets that ship have fields of their own; they may stand beside files that do not.
+
+    Raises:
+        ValueError: what `read_texts` refuses, or two sets of one name.
+    """
+    from interp.data.sets import SETS
+
+    given, names = Fields(args.text, args.label, args.group, args.names, args.split), (args.data, *args.to)
+    found: dict[str, tuple[Fields, Labelled]] = {}
+    for name in names:
+        fields = Fields() if name in SETS and not all(one in SETS for one in names) else given
+        if sources.slug(name) in found:
+            raise ValueError(f"Two sets are called {sources.slug(name)}; name each once, and rename one of two files.")
+        found[sources.slug(name)] = fields, read_texts(name, fields).sample(args.texts, args.seed)
+    return found
 
 
 def _model(args: Args) -> tuple[ModelHandle, Subject | None]:
@@ -157,9 +184,9 @@ def _sites(args: Args, handle: ModelHandle, subject: Subject | None) -> tuple[st
 
 
 def long_enough(
-    handle: ModelHandle, labelled: Labelled, template: str, positions: tuple[str, ...]
+    handle: ModelHandle, labelled: Labelled, template: str, positions: tuple[str, ...], context: int = 128
 ) -> tuple[Labelled, int]:
-    """Return the texts that have all positions, and how many have not.
+    """Return the texts that have all positions within the context, and how many have not.
 
     Raises:
         ValueError: none has.
@@ -170,7 +197,8 @@ def long_enough(
     least, bos = least_length(positions), int(handle.bos_id is not None)
     if least == 1:
         return labelled, 0
-    lengths = [handle.tokens(template.replace("{}", text)).shape[1] - bos for text in labelled.texts]
+    limit = min(context, handle.n_ctx)
+    lengths = [min(limit, handle.tokens(template.replace("{}", text)).shape[1]) - bos for text in labelled.texts]
     long = [i for i, length in enumerate(lengths) if length >= least]
     short = len(labelled) - len(long)
     if not short:
@@ -178,7 +206,7 @@ def long_enough(
     if not long:
         raise ValueError(
             f"Positions {', '.join(positions)} need texts of {least} tokens or more, and none of the {len(labelled)} "
-            "texts has as many. Ask for positions nearer to the end or the beginning."
+            f"texts has as many in a context of {limit}. Ask for positions nearer to the end or the beginning."
         )
     console.note(f"{short:,} of {len(labelled):,} texts have fewer than {least} tokens and are left out")
     parts = (labelled.texts, labelled.labels, labelled.groups)

@@ -116,7 +116,7 @@ class _Rows:
 
 def casal(
     handle: ModelHandle,
-    texts: Sequence[str],
+    texts: Sequence[str | Tensor],
     labels: Any,
     target: Any,
     layer: int,
@@ -130,7 +130,7 @@ def casal(
 
     Args:
         handle: the model; it is left as it is.
-        texts: texts of the class and of the rest.
+        texts: texts of the class and of the rest, or their ids.
         labels: a label for each.
         target: the label of the class.
         layer: the block, counted from 0.
@@ -209,7 +209,7 @@ def _watch(handle: ModelHandle, path: str) -> Iterator[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def _text_rows(handle: ModelHandle, path: str, after: Site, texts: Sequence[str], position: str) -> _Rows:
+def _text_rows(handle: ModelHandle, path: str, after: Site, texts: Sequence[str | Tensor], position: str) -> _Rows:
     """Return a row for each text."""
     found: dict[int, tuple[Tensor, ...]] = {}
     for part in text_batches(handle, texts):

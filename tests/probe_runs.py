@@ -61,8 +61,8 @@ def write_sweep(root: Path, *, texts: list[str] | None = None, model: Any = "tin
     contents = texts or [f"text number {i} of the set" for i in range(TEXTS)]
     config = {
         "study": "sweep", "model": {"name": model} if isinstance(model, str) else model, "weights": "0" * 64,
-        "data": {"name": "quoted_speech", "digest": "d", "texts": 52}, "settings": {"probe": "logistic"}, **more,
-    }  # fmt: skip
+        "data": {"name": "quoted_speech", "digest": "d", "texts": 52}, "settings": {"probe": "logistic"},
+    } | more  # fmt: skip
     with start_run("probes", config, slug="tiny.quoted_speech.sweep", root=root) as run:
         run.save_table("sweep.parquet", pa.Table.from_pylist(sweep_rows()))
         run.save_table("predictions.parquet", pa.Table.from_pylist(prediction_rows()))
@@ -84,14 +84,14 @@ def write_sweep(root: Path, *, texts: list[str] | None = None, model: Any = "tin
     return run
 
 
-def write_live_sweep(root: Path, folder: Path, layer: int = 1) -> Run:
+def write_live_sweep(root: Path, folder: Path, layer: int = 1, **more: Any) -> Run:
     """Write a sweep of the model in `folder`, which can be loaded, with a fitted probe of one layer."""
     from interp.models import load_model
     from probes import LogisticProbe, Source, save_probe
 
     handle = load_model(str(folder))
     texts = [f"the {word} was {end}" for word in ("cat", "dog", "sun", "sea", "man", "boy") for end in ("red", "old")]
-    plain = write_sweep(root / "plain", texts=texts, model=str(folder), weights=handle.digest())
+    plain = write_sweep(root / "plain", texts=texts, model=str(folder), weights=handle.digest(), **more)
     rng = np.random.default_rng(0)
     probe = LogisticProbe(source=Source.of(handle, f"resid_post.{layer}", "last"))
     probe.fit(rng.normal(size=(40, handle.width(f"resid_post.{layer}"))), np.array(LABELS)[rng.integers(0, 2, 40)])

@@ -86,7 +86,7 @@ class Args(Common):
 
 def run(args: Args) -> dict[str, Any]:
     """Edit, or find what was edited; return the run, its numbers, and what was gained and lost."""
-    from app import editing
+    from app import edit_measured, editing
     from interp.runs import start_run
     from sae.steering_effect import check_request
 
@@ -105,8 +105,8 @@ def run(args: Args) -> dict[str, Any]:
             kept, measured = editing.neutral(args, handle)
             with console.stages({"steps": "train the module"}, record) as progress:
                 way = editing.way(question, args, kept, lambda done, total: progress(done, total, "steps"))
-            editing.measure(question, args, way, measured, record)
-    shown = editing.show(record)
+            edit_measured.measure(question, args, way, measured, record)
+    shown = edit_measured.show(record)
     console.note(f"{time.time() - started:.0f} seconds")
     if args.save is None:
         return shown
@@ -137,6 +137,8 @@ def check(args: Args) -> None:
     for name, least in (("texts", 2), ("steps", 1), ("neutral_tokens", 512)):
         if getattr(args, name) < least:
             raise ValueError(f"{name} must be {least} or more, got {getattr(args, name)}.")
+    if not args.text.strip():
+        raise ValueError("--text is what the model reads; give it some.")
     for name in ("p", "test"):
         if not 0 < getattr(args, name) < 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {getattr(args, name)}.")

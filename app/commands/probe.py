@@ -68,7 +68,11 @@ class Args(Common):
     noise: bool = False
     """For depth: also with "aaa" or "bbb" before each text."""
     to: tuple[str, ...] = ()
-    """For transfer: the other sets, named as --data is, with the same fields."""
+    """For transfer: the other sets, named as --data is; files have the same fields."""
+    centring: Literal["train", "each"] = "train"
+    """For transfer: train gives a probe nothing of another set but its rows; each takes its own mean from every set."""
+    ccs: bool = False
+    """For transfer: also CCS, fitted without labels to statements and their denials (with `not`) of one set."""
     sae: str | None = None
     """For selection and latents: run of `mechscope train`; None takes the newest."""
     board: BoardOptions = field(default_factory=BoardOptions)
@@ -102,6 +106,8 @@ def check(args: Args) -> None:
     for name, least in (("texts", 2), ("context", 2), ("batch", 1), ("resamples", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"{name} must be {least} or more, got {getattr(args, name)}.")
+    if args.ks and min(args.ks) < 1:
+        raise ValueError(f"--ks are numbers of columns, 1 or more, got {min(args.ks)}.")
     if args.test is not None and not 0 < args.test < 1:
         raise ValueError(f"test is a share of the texts and must lie between 0 and 1, got {args.test}.")
     if "{}" not in args.template:

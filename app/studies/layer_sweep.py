@@ -41,10 +41,11 @@ def sweep_study(question: Question, args: Args, record: Run, progress: Progress)
 
 def original(question: Question, args: Args, progress: Progress) -> tuple[Sweep, Captured]:
     """Return the sweep of the model itself, with the baseline of random weights, and what it was made of."""
+    # First, since it may be refused, and the passes take longest.
+    split = grouped_split(question.labelled.labels, question.labelled.groups, test=question.test, seed=args.seed)
     captured = read(question.handle, question.prompts, question, args, progress, "texts")
     with_nothing = random_model(question.handle, args.seed)
     random = read(with_nothing, question.prompts, question, args, progress, "random texts")
-    split = grouped_split(question.labelled.labels, question.labelled.groups, test=question.test, seed=args.seed)
     return swept(question, args, captured, split, progress, "places", random), captured
 
 

@@ -13,10 +13,11 @@ from app.probing import Progress, Question
 from app.studies.alignment_quality import alignment_quality
 from app.studies.data_selection import data_selection
 from app.studies.latent_auroc import latent_auroc
-from app.studies.probe_transfer import probe_transfer
+from app.studies.probe_transfer import USUAL, probe_transfer
 from interp.data import Labelled
 from interp.runs import Run
 from probes.study import StudyResult
+from probes.transfer import CCS_NAME
 from sae.model import load_sae
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def transfer_study(question: Question, args: Args, record: Run, progress: Progre
     for name, one in question.others.items():
         sets[name] = _in_template(one, args.template)
     total = sum(map(len, sets.values()))
-    options: dict[str, Any] = {"resamples": args.resamples, **_shared(question, args)}
+    options: dict[str, Any] = {"resamples": args.resamples, "centring": args.centring, **_shared(question, args)}
+    options["probes"] = (*USUAL, CCS_NAME) if args.ccs else USUAL
     found = probe_transfer(question.handle, sets, question.sites[0], on_progress=_told(progress, total), **options)
     return _kept(record, found)
 

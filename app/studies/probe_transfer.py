@@ -18,6 +18,8 @@ from probes.capturing import capture_texts
 from probes.study import StudyResult
 from probes.transfer import TransferSet, transfer
 
+USUAL = ("mass_mean", "lda", "logistic")
+"""Probes that are carried over, unless others are named."""
 LEAST_PAIRS = 10
 """Fewer pairs of a statement and its denial are none."""
 
@@ -27,7 +29,7 @@ def probe_transfer(
     sets: Mapping[str, Labelled],
     site: Site | str,
     *,
-    probes: Sequence[str] = ("mass_mean", "lda", "logistic"),
+    probes: Sequence[str] = USUAL,
     positions: str = "last",
     centring: str = "train",
     context: int = 128,

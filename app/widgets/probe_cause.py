@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from app.labelled_texts import prompts_of
 from app.widgets import frame
 from app.widgets.artefacts import Unreadable
 from app.widgets.loaded import changed, load_model_of, one_sentence
@@ -15,9 +16,9 @@ from app.widgets.text import count, number, safe, visible
 from interp.figures import strength_curves
 from interp.runs import open_run
 
-TEXTS = 32  # test texts that are read, at most
-FITTED = 256  # training texts whose means are compared, at most
-NULLS = 8  # random directions
+TEXTS = 24  # test texts that are read, at most
+FITTED = 128  # training texts whose means are compared, at most
+NULLS = 6  # random directions
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 WORDS = 120  # letters of each list
 EFFECTS = {
@@ -83,13 +84,13 @@ def check(
         run = open_run(ref, Path(root))
         handle = load_model_of(run)
         probe = load_probe(run, f"probes/{site(kind, layer)}@{position}")
-        rows = run.table("texts.parquet").to_pylist()
+        rows = prompts_of(run)
         fitted = [row for row in rows if row["part"] == "train"][:FITTED]
-        read = [row["content"] for row in rows if row["part"] == "test"][:TEXTS]
+        read = [row["prompt"] for row in rows if row["part"] == "test"][:TEXTS]
         if not read:
             raise ValueError(f"{ref}/texts.parquet has no test texts; make the study again.")
         vectors = mean_differences(
-            handle, [row["content"] for row in fitted], [row["label"] for row in fitted], target,
+            handle, [row["prompt"] for row in fitted], [row["label"] for row in fitted], target,
             [site(kind, layer)], position,
         )  # fmt: skip
         (found,) = vectors.values()

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from app.command import main
+from app.commands.edit import Args
+from app.editing import ask
 from interp.hooks import capture
 from interp.metrics import kl_divergence
 from interp.models import load_model
@@ -89,6 +91,21 @@ def test_a_study_gives_the_probe(model_folder: Path, texts: Path, tmp_path: Path
     assert found["kl"] == pytest.approx(float(kl_divergence(before, after)), abs=1e-6)
 
 
+def test_a_study_gives_its_template_and_its_context(model_folder: Path, texts: Path, tmp_path: Path) -> None:
+    """The last token that the model is edited at is the one that the probe was fitted at."""
+    small = ["--C", "1", "--resamples", "5", "--sites", "resid_post.1", "--template", "so {}", "--context", "9"]
+    assert main(["probe", str(model_folder), "--data", str(texts), *small, "--runs", str(tmp_path)]) == 0
+    (study,) = find_runs(tmp_path, "probes")
+    question = ask(Args(model=str(model_folder), probe=study.ref, target="wet", C=1.0, runs=tmp_path))
+    assert all(text.startswith("so ") for text in question.texts)
+    fitted = question.ids(np.flatnonzero(question.train))
+    assert {len(ids) for ids in fitted} == {9}
+    with capture(question.handle, "resid_post.1") as taken:
+        question.handle.logits(torch.stack(fitted))
+    rows = question.captured.rows("resid_post.1", "last")
+    np.testing.assert_allclose(rows, taken["resid_post.1"][:, -1].cpu(), atol=1e-5)
+
+
 def test_other_ways(model_folder: Path, texts: Path, tmp_path: Path, capsys: Any) -> None:
     asked = request(model_folder, texts, tmp_path, "--site", "resid_post.1", "--new-tokens", "0", "--how")
     for how in ("mean_difference", "leace"):
@@ -131,6 +148,7 @@ def test_casal_is_saved(model_folder: Path, texts: Path, tmp_path: Path, capsys:
         (["--site", "resid_post.7"], "layers are 0..2"),
         (["--position", "middle"], "A position is last, mean, or a whole number"),
         (["--steps", "0"], "steps must be 1 or more, got 0"),
+        (["--text", " "], "--text is what the model reads"),
         (["--neutral-tokens", "10"], "neutral_tokens must be 512 or more"),
         (["--new-tokens", "99"], "more than the n_ctx=64"),
     ],

@@ -75,7 +75,7 @@ def test_the_run_holds_what_the_library_finds(tiny: ModelHandle, tmp_path: Path,
 
 
 def test_the_same_command_finds_its_run_and_another_seed_does_not(tmp_path: Path, capsys: Any) -> None:
-    options = (*SMALL, "--data", "tense")
+    options = ("--data", "sentiment", "--texts", "40", *SMALL[2:])
     assert probe(*options, root=tmp_path) == 0
     assert probe(*options, root=tmp_path) == 0
     said = capsys.readouterr()
@@ -158,9 +158,12 @@ def test_short_texts_are_left_out_and_leaks_are_told(tmp_path: Path, capsys: Any
         (("--study", "quality", "--data", "tense", "--board.games", "30"), "not read by --study quality, but by board"),
         (("--study", "board", "--data", "tense"), "not read by --study board"),
         (("--study", "transfer", "--to", "gender", "--sites", "resid_post"), "reads one site"),
+        (("--study", "transfer", "--data", "tense", "--to", "tense"), "Two sets are called tense"),
+        (("--data", "tense", "--ccs"), "not read by --study sweep, but by transfer"),
+        (("--data", "tense", "--ks", "0"), "--ks are numbers of columns, 1 or more, got 0"),
         (("--data", "tense", "--noise"), "not read by --study sweep, but by depth"),
         (("--data", "tense", "--probe", "lda", "--C", "1"), "penalty of logistic and l1"),
-        (("--data", "nowhere.jsonl"), "there is none here"),
+        (("--data", "nowhere.jsonl"), "There is no file nowhere.jsonl"),
     ],
 )
 def test_wrong_requests_are_refused_in_a_line(
@@ -196,6 +199,26 @@ def test_other_studies_keep_their_tables(
         pairs = {(row["fitted_on"], row["measured_on"]) for row in run.table("transfer.parquet").to_pylist()}
         assert pairs == {(a, b) for a in ("tense", "gender") for b in ("tense", "gender")}
         assert run.config["to"]["gender"]["digest"] != run.config["data"]["digest"]
+
+
+@pytest.mark.slow
+def test_a_set_that_ships_stands_beside_a_file(file: Path, tmp_path: Path, capsys: Any) -> None:
+    fields = ("--text", "statement", "--group", "town", "--resamples", "20", "--json")
+    options = ("--data", "true_false", "--study", "transfer", "--to", str(file), "--centring", "each", "--ccs")
+    assert probe(*options, *fields, root=tmp_path) == 0
+    run = open_run(answer(capsys)["run"], root=tmp_path)
+    rows = run.table("transfer.parquet").to_pylist()
+    assert {row["centring"] for row in rows} == {"each"}
+    assert {row["fitted_on"] for row in rows if row["probe"] == "lda"} == {"true_false", "towns.jsonl"}
+    assert {row["fitted_on"] for row in rows if row["probe"] == "ccs"} == {"true_false"}  # the file has no denials
+    assert run.config["data"]["fields"]["text"] == "text"
+    assert run.config["to"]["towns.jsonl"]["fields"]["text"] == "statement"
+
+
+def test_a_position_beyond_the_context_is_refused_before_anything_is_read(tmp_path: Path, capsys: Any) -> None:
+    assert probe("--data", "tense", "--positions", "5", "--context", "5", root=tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "need texts of 6 tokens or more, and none of the 992 texts has as many in a context of 5" in said
 
 
 @pytest.mark.slow

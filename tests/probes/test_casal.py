@@ -31,7 +31,15 @@ def texts(n: int = 24) -> tuple[list[str], np.ndarray]:
     return made, label
 
 
-@pytest.mark.parametrize(("family", "module"), [("gpt2", "down"), ("neox", "down"), ("llama", "down"), ("gpt2", "mlp")])
+@pytest.mark.parametrize(
+    ("family", "module"),
+    [
+        ("gpt2", "down"),
+        pytest.param("neox", "down", marks=pytest.mark.slow),
+        ("llama", "down"),
+        ("gpt2", "mlp"),
+    ],
+)
 def test_an_exact_solution_is_reached(family: str, module: str, request: pytest.FixtureRequest) -> None:
     """24 rows of 48 numbers or more: a matrix that does what the hook does on all of them exists."""
     model: ModelHandle = request.getfixturevalue(family)

@@ -164,6 +164,9 @@ def test_a_control_task_needs_types() -> None:
     few = np.where(tokens > 10, tokens, tokens[0])
     few[split.test] = 0  # none of the types stands on both sides
     assert usable_types(few, y, split, group) is None
+    rare = np.zeros(len(y), dtype=int)
+    rare[[split.train[0], split.test[0]]] = 1
+    assert usable_types(np.arange(len(y)) % 8, rare, split, group) is None  # all types draw the common label
 
 
 def test_texts_on_both_sides_are_warned_of_once() -> None:

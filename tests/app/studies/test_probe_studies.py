@@ -62,7 +62,7 @@ def test_joined_sets_hold_all_texts() -> None:
 
 
 def test_quality_is_that_of_the_last_tokens(gpt2: ModelHandle) -> None:
-    texts = labelled()
+    texts = labelled(groups=8)
     found = alignment_quality(gpt2, texts, draws=10)
     sites = [f"resid_post.{layer}" for layer in range(3)]
     x = np.empty((len(texts), 3, 32))

@@ -32,8 +32,15 @@ def planted(strength: float = 3.0, halves: bool = False, n: int = 1200) -> tuple
     return Pooled(codes @ atoms + error, codes, atoms), target, spurious, torch.rand(n, generator=g) < 0.7
 
 
-@pytest.mark.parametrize(("halves", "n"), [(False, 1), (True, 2)])
-@pytest.mark.parametrize("exchange", [False, True])
+@pytest.mark.parametrize(
+    ("halves", "n", "exchange"),
+    [
+        pytest.param(False, 1, False, marks=pytest.mark.slow),
+        pytest.param(False, 1, True, marks=pytest.mark.slow),
+        pytest.param(True, 2, False, marks=pytest.mark.slow),
+        (True, 2, True),
+    ],
+)
 def test_the_spurious_latent_repairs_the_probe(halves: bool, n: int, exchange: bool) -> None:
     pooled, target, spurious, train = planted(halves=halves)
     first, second = (spurious, target) if exchange else (target, spurious)

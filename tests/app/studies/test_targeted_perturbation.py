@@ -32,7 +32,7 @@ def planted(kind: str, n: int = 800) -> tuple[Pooled, Labelled]:
     return Pooled(codes @ atoms + noise, codes, atoms), labelled
 
 
-@pytest.mark.parametrize("kind", ["own", "signed"])
+@pytest.mark.parametrize("kind", [pytest.param("own", marks=pytest.mark.slow), "signed"])
 def test_latents_of_one_class_each(kind: str) -> None:
     pooled, labelled = planted(kind)
     found = targeted_perturbation(pooled, labelled, (1, 10))

@@ -155,6 +155,19 @@ def test_the_causal_box_moves_the_model(model_folder: Path, tmp_path: Path) -> N
         check.__wrapped__(str(tmp_path), live.ref, 0, "resid_post", 1, "last", "open", ("good", ""))
 
 
+def test_the_causal_box_reads_texts_as_the_probe_did(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = write_live_sweep(tmp_path, model_folder, settings={"probe": "logistic", "template": "Judge: {}."})
+    heard: list[str] = []
+    monkeypatch.setattr(
+        "probes.causal.causal_check", lambda _handle, _probe, texts, **_: heard.extend(texts) or pa.table({})
+    )
+    check.__wrapped__(str(tmp_path), live.ref, 0, "resid_post", 1, "last", "open", ("", ""))
+    assert heard
+    assert all(text.startswith("Judge: the ") and text.endswith(".") for text in heard)
+
+
 def test_the_verdict_counts_the_random_directions_below() -> None:
     rows = [{"direction": "probe", "strength": 1.0, "kl": 0.5}]
     rows += [{"direction": "random", "strength": 1.0, "kl": value} for value in (0.1, 0.2, 0.9)]
