@@ -13,8 +13,10 @@ from tests.comparison_runs import Compared, write_comparisons
 from tests.explorer_runs import Written, write_runs
 
 MAIN = Path(__file__).resolve().parents[2] / "app" / "main.py"
-NAMES = ("dictionaries", "features", "feature", "prompt", "compare", "relevance", "patching", "board", "probes", "layers",
-         "heads")  # fmt: skip
+NAMES = (
+    "dictionaries", "features", "feature", "prompt", "compare", "relevance", "patching", "board", "probes", "layers",
+    "heads",
+)  # fmt: skip
 PAGES = {name: f"views/{name}.py" for name in NAMES} | {"home": None}
 OpenPage = Callable[..., AppTest]
 
