@@ -29,7 +29,7 @@ HEADLINES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "depth": (("later", "current", "later change"),),
     "importance": (("skip_loss", "", "skip loss"),),
     "lens": (("kl", "logit", "lens KL"),),
-    "attention": (("induction", "largest head", "induction"),),
+    "attention": (("induction", "max head", "induction"),),
     "spectra": (("alpha_windows", "", "alpha"),),
     "coding": (("rate", "", "coding rate"),),
     "gradients": (("nuclear", "", "gradient"),),

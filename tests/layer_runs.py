@@ -72,7 +72,7 @@ def attention(layers: int, shift: float, rng: Any) -> Part:
     for layer in range(layers):
         scores = rng.uniform(0, 0.4, HEADS)
         scores[1] = 0.9 - shift if layer == layers - 1 else scores[1]  # the induction head: the last layer's second
-        rows += [(layer, "induction", "largest head", float(scores.max()))]
+        rows += [(layer, "induction", "max head", float(scores.max()))]
         for head in range(HEADS):
             earlier = layer > 0
             heads.append(

@@ -103,6 +103,7 @@ def test_true_and_false_cities(data_dir: Path) -> None:
         ("a.tsv.gz", gzip.compress(b"text\tlabel\n" + bytes(2000))[:-12], "ended before"),
         ("a.csv", b"text,label\n" + b"a" * 200_000 + b",1\n", "field larger than"),
     ],
+    ids=["jsonl", "csv", "gz", "cut off", "huge"],  # gzip writes the time into its bytes
 )
 def test_damaged_files_are_named(name: str, content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

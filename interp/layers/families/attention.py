@@ -106,7 +106,7 @@ class AttentionFamily:
                     low, high = ends.get((row_name, layer), (None, None))
                     low, high = (None if end is None or np.isnan(end) else end for end in (low, high))
                     rows.append((layer, row_name, "mean", float(np.nanmean(of_layer)), low, high))
-                    rows.append((layer, row_name, "largest head", float(np.nanmax(of_layer))))
+                    rows.append((layer, row_name, "max head", float(np.nanmax(of_layer))))
         return FamilyResult(self._summary(table), layer_table(rows), {"heads": table})
 
     def _summary(self, table: pa.Table) -> dict[str, int | float | str | None]:

@@ -97,7 +97,7 @@ def test_the_family_gives_mean_and_largest_head(model: ModelHandle) -> None:
         mean = rows[layer, "entropy", "mean"]
         assert mean["value"] == pytest.approx(float(entropy[layer].mean()), rel=1e-4)
         assert mean["low"] <= mean["value"] <= mean["high"]
-        assert rows[layer, "entropy", "largest head"]["value"] == pytest.approx(float(entropy[layer].max()), rel=1e-4)
+        assert rows[layer, "entropy", "max head"]["value"] == pytest.approx(float(entropy[layer].max()), rel=1e-4)
     assert (0, "k_composition", "mean") not in rows
     assert (1, "k_composition", "mean") in rows
     best = result.tables["heads"]["induction"].to_pylist()
