@@ -69,24 +69,37 @@ class Labelled:
         return split(self.labels, self.groups, test, seed)
 
 
+DRAWS = 100
+"""Divisions that are drawn, at most, until both sides have every label."""
+
+
 def split(labels: Sequence[str], groups: Sequence[str], test: float = 0.2, seed: int = 0) -> NDArray[np.bool_]:
     """Return which rows are for training: see `Labelled.split`."""
     if not 0 < test < 1:
         raise ValueError(f"test is a share and must lie between 0 and 1, got {test}.")
     names, of = np.unique(np.array(groups, dtype=str), return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(names))
-    sizes = np.bincount(of, minlength=len(names))[order]
-    # A group goes to the test side while less than the share has gone before it.
-    for_test = np.zeros(len(names), dtype=bool)
-    for_test[order] = np.cumsum(sizes) - sizes < round(test * len(of))
-    train = ~for_test[of]
-    for side, rows in (("training", train), ("test", ~train)):
+    rng = np.random.default_rng(seed)
+    lacking = ""
+    for _ in range(DRAWS):
+        order = rng.permutation(len(names))
+        sizes = np.bincount(of, minlength=len(names))[order]
+        # A group goes to the test side while less than the share has gone before it.
+        for_test = np.zeros(len(names), dtype=bool)
+        for_test[order] = np.cumsum(sizes) - sizes < round(test * len(of))
+        train = ~for_test[of]
+        lacking = _lacking(labels, {"training": train, "test": ~train})
+        if not lacking:
+            return train
+    raise ValueError(f"Of {len(names)} groups, {lacking}. Give more texts, or another share.")
+
+
+def _lacking(labels: Sequence[str], sides: Mapping[str, NDArray[np.bool_]]) -> str:
+    """Return which side has no row of which label, in words; "" where both have all."""
+    for side, rows in sides.items():
         missing = sorted(set(labels) - {label for label, here in zip(labels, rows, strict=True) if here})
         if missing:
-            raise ValueError(
-                f"The {side} part of {len(names)} groups has no {missing[0]!r}. Give more texts, or another seed."
-            )
-    return train
+            return f"the {side} part has no {missing[0]!r} in any of {DRAWS} divisions"
+    return ""
 
 
 def read_labelled(

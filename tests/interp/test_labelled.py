@@ -74,7 +74,7 @@ def test_refusals(tmp_path: Path) -> None:
     path.write_text('{"text": "a", "label": 1}\n')
     with pytest.raises(ValueError, match="two labels or more"):
         read_labelled(path)
-    with pytest.raises(ValueError, match="part of 3 groups has no '[01]'"):
+    with pytest.raises(ValueError, match="Of 3 groups, the .* part has no '[01]' in any"):
         split(["0", "1", "1"], ["a", "b", "c"], 0.34, seed=1)
     with pytest.raises(ValueError, match="between 0 and 1"):
         split(["0", "1"], ["a", "b"], 1.0)
